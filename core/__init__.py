@@ -1,0 +1,1 @@
+"""The torch-free heart: slots, configs, manifests, stacks and plans."""

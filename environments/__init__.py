@@ -1,0 +1,1 @@
+"""Worlds, tools, tasks and verifiers."""

@@ -1,0 +1,1 @@
+"""Ops with a plain-torch reference, fast implementations and one contract each."""

@@ -1,0 +1,1 @@
+"""First-party techniques, one folder each: plugins/<slot>/<technique>/."""

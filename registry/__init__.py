@@ -1,0 +1,1 @@
+"""Discovery, catalogue, evidence and the run ledger."""

@@ -1,0 +1,1 @@
+"""stackloom: compose agentic-model stacks from research plugins."""
