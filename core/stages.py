@@ -1,0 +1,87 @@
+"""The stages of a stack: their options, the slots they consume, and what they cost besides their components."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import model_validator
+
+from stackloom.core.config import ComponentConfig, option
+from stackloom.core.cost import Cost, Work
+from stackloom.core.devices import DTYPE_BYTES
+from stackloom.core.ref import Ref, RefTo
+
+
+class StageConfig(ComponentConfig):
+    """Base of a stage's options. A field marked with RefTo is a slot that the stage consumes."""
+
+    kind: ClassVar[str]
+
+    def work(self, base: Work) -> Work:
+        """Return what one step of this stage processes; `base` holds the model, device and resources."""
+        return base
+
+
+class Train(StageConfig):
+    """Causal language-model training with a loss mask."""
+
+    kind = "train"
+
+    data: Annotated[Ref | ComponentConfig, RefTo("data")] = option(description="examples to train on")
+    optimizer: Annotated[Ref | ComponentConfig, RefTo("optimizer")] = option(description="updates the parameters")
+    steps: int = option(description="optimizer steps", unit="steps", gt=0, le=100_000_000)
+    batch_size: int = option(8, "sequences per optimizer step, over all workers", unit="sequences", gt=0)
+    micro_batch_size: int = option(1, "sequences of one forward pass on one worker", unit="sequences", gt=0)
+    sequence_length: int = option(1024, "tokens per sequence; examples are packed into it", unit="tokens", gt=1, le=16_777_216)
+    schedule: Literal["constant", "cosine", "linear"] = option("cosine", "shape of the learning rate after warm-up")
+    warmup_steps: int = option(0, "steps over which the learning rate rises from zero", unit="steps", ge=0)
+    final_lr_fraction: float = option(0.1, "learning rate at the end, relative to its peak", unit="fraction", ge=0, le=1)
+    clip_norm: float | None = option(1.0, "largest gradient norm; null never clips", gt=0)
+    checkpoint_every: int = option(50, "steps between two checkpoints", unit="steps", gt=0)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Train:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
+        return self
+
+    def work(self, base: Work) -> Work:
+        """One micro-batch per forward pass; the batch is shared between workers."""
+        per_worker = -(-self.batch_size // base.workers)
+        return base.model_copy(update={
+            "sequences": self.micro_batch_size, "sequence_length": self.sequence_length, "steps": self.steps,
+            "micro_batches": max(1, -(-per_worker // self.micro_batch_size)), "trainable": base.model.parameters,
+        })
+
+    def cost(self, work: Work) -> Cost:
+        """Gradients in the compute dtype, saved activations, logits in fp32, and three forward passes' worth of FLOPs."""
+        forward = work.model.forward_flops(work.tokens, work.sequence_length // 2)
+        passes = 4 if work.activation_checkpointing else 3
+        return Cost(
+            gradient_bytes=work.trainable * work.element_bytes,
+            activation_bytes=activation_bytes(work),
+            flops=passes * forward * work.micro_batches,
+            wire_bytes=2.0 * work.trainable * work.element_bytes * (work.workers - 1) / work.workers,
+        )
+
+
+def activation_bytes(work: Work) -> float:
+    """Bytes saved for the backward pass of one micro-batch with fused attention.
+
+    Per token and layer, in elements of the compute dtype: both norms' inputs and fp32 copies (12 hidden), projections
+    and rotated copies (4 (query + key/value)), the MLP's four intermediates. The head keeps logits once in the compute
+    dtype and twice in fp32 (cast and gradient). [house estimate; the run's measured peak is reported beside it]
+    """
+    model, element = work.model, work.element_bytes
+    width = (model.heads + model.kv_heads) * model.head_dim
+    mlp = model.intermediate * max(model.experts_per_token, 1)
+    layer = work.tokens * (12 * model.hidden + 4 * width + 4 * mlp) * element
+    head = work.tokens * model.vocab * (element + 2 * DTYPE_BYTES["float32"])
+    if work.activation_checkpointing:
+        return head + layer + work.tokens * model.hidden * model.layers * element
+    return head + layer * model.layers
+
+
+STAGES: dict[str, type[StageConfig]] = {stage.kind: stage for stage in (Train,)}
