@@ -8,5 +8,5 @@ setup(
     package_dir=FOLDERS,
     packages=[*FOLDERS, *(f"{prefix}.{sub}" for prefix, folder in FOLDERS.items()
                           for sub in find_namespace_packages(folder, exclude=["*__pycache__*"]))],
-    package_data={"": ["*.toml", "*.md", "*.json", "*.mako", "*.jinja", "py.typed"]},
+    package_data={"": ["*.toml", "*.md", "*.json", "*.mako", "*.tmpl", "py.typed"]},
 )

@@ -57,8 +57,11 @@ class CacheView(Protocol):
         """Tokens cached per sequence, int64 (B,), on the compute device."""
         ...
 
-    def append(self, **entries: Tensor) -> None:
-        """Append T tokens to every sequence; each entry is (B, T, *page shape). All pages of the spec at once."""
+    def append(self, tokens: int, /, **entries: Tensor) -> None:
+        """Append `tokens` tokens to every sequence; each entry is (B, tokens, *page shape), all pages of the spec at once.
+
+        A plugin with fixed state alone calls `append(tokens)` to move the lengths on.
+        """
         ...
 
     def read(self, name: str) -> Tensor:

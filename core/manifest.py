@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from stackloom.core.errors import PluginError, did_you_mean
 
@@ -47,6 +48,18 @@ class Conflict(_Table):
     reason: str = Field(description="what goes wrong, in a sentence that a user can act on", min_length=1)
 
 
+class ContractTable(_Table):
+    """How the slot's contract tests build the component when its options have no defaults."""
+
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="options; '{folder}' in a text stands for the plugin's folder")
+
+    @field_validator("options")
+    @classmethod
+    def _are_json(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        json.dumps(options, allow_nan=False)
+        return options
+
+
 class Claim(_Table):
     """Something the paper says that `stackloom repro` measures."""
 
@@ -82,6 +95,7 @@ class Manifest(_Table):
     needs: dict[str, str] = Field(default_factory=dict, description="distribution name to version specifier")
     can: Can = Field(default_factory=Can)
     conflicts: tuple[Conflict, ...] = ()
+    contract: ContractTable = Field(default_factory=ContractTable)
     claims: tuple[Claim, ...] = ()
 
     @property

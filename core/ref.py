@@ -39,10 +39,14 @@ class Ref(BaseModel):
 class RefTo:
     """Marks a config field that holds a component of another slot, for the planner to resolve.
 
-    Example: `base: Annotated[Ref | ComponentConfig, RefTo("quantizer")]`.
+    Example: `base: Annotated[Ref | ComponentConfig, RefTo("quantizer")]`; an optional one has `| None` inside the brackets.
     """
 
     slot: str
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """Describe the field as a reference to a plugin of this slot."""
+        return {"type": "object", "slot": self.slot, "properties": {"use": {"type": "string"}}, "required": ["use"]}
 
 
 def use(plugin: str, /, **options: Any) -> Ref:

@@ -1,0 +1,133 @@
+"""`stackloom bench`: the families that can be measured here; a row is printed only after its correctness was checked."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stackloom.core.devices import find_device
+from stackloom.core.errors import ConfigError, did_you_mean
+
+Rows = list[dict[str, Any]]
+CLI_BAR_SECONDS = 0.5
+LIST_BAR_SECONDS = 0.3
+PLAN_BAR_SECONDS = 0.150
+
+
+def families() -> list[str]:
+    """Names that `run` takes: our own planes, then every op."""
+    return [*_PLANES, *_ops()]
+
+
+def run(names: Sequence[str], *, device: str = "cpu", quick: bool = False) -> Rows:
+    """Measure families and return their rows (see core.rows.BenchRow; keys after `device` are extra).
+
+    Raises:
+        ConfigError: an unknown family, or an op without torch.
+    """
+    rows: Rows = []
+    ops = _ops()
+    for name in names:
+        if name in _PLANES:
+            rows += _PLANES[name](quick)
+        elif name in ops:
+            rows += _bench_op(name, device, quick)
+        else:
+            raise ConfigError(f"unknown family {name!r}", fix=did_you_mean(name, families(), otherwise=f"known: {', '.join(families())}"))
+    return rows
+
+
+def _ops() -> list[str]:
+    """Op folders, found without importing torch."""
+    from importlib.util import find_spec
+
+    spec = find_spec("stackloom.kernels")
+    folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    return sorted(path.parent.name for folder in folders for path in folder.glob("*/contract.py"))
+
+
+def _bench_op(name: str, device: str, quick: bool) -> Rows:
+    try:
+        from stackloom.kernels import bench as kernels_bench
+    except ModuleNotFoundError as cause:
+        raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[train]'") from None
+    return list(kernels_bench.run([name], device=device, quick=quick))
+
+
+def _row(name: str, case: str, seconds: list[float], bar: float) -> dict[str, Any]:
+    """A row with an absolute bar: `measured` is the median and `ratio` stays empty."""
+    median = statistics.median(seconds)
+    return {"name": name, "case": case, "ratio": None, "bar": bar, "met": median <= bar, "floor_fraction": None, "error": None,
+            "device": find_device("cpu").title, "measured": round(median, 4), "unit": "s", "low": round(min(seconds), 4),
+            "high": round(max(seconds), 4), "runs": len(seconds), "python": platform.python_version(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _time(action: Callable[[], object], repeats: int) -> list[float]:
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]  # the first run warms file caches
+
+
+def _stackloom(*arguments: str, home: str) -> None:
+    import os
+
+    command = [sys.executable, "-m", "stackloom", *arguments]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"STACKLOOM_HOME": home})
+
+
+def _cli(quick: bool) -> Rows:
+    """Cold start of `stackloom list`, and the same over 10,000 indexed plugins (as the difference)."""
+    from stackloom.registry.bench import synthetic_site
+
+    repeats = 5 if quick else 15
+    with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
+        start = _time(lambda: _stackloom("list", home=few), repeats)
+        with synthetic_site(500 if quick else 10_000) as site:
+            import os
+
+            before = os.environ.get("PYTHONPATH")
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), before]))
+            try:
+                crowded = _time(lambda: _stackloom("list", home=many), repeats)
+            finally:
+                os.environ.pop("PYTHONPATH")
+                if before:
+                    os.environ["PYTHONPATH"] = before
+    base = statistics.median(start)
+    return [_row("cli", "list, cold start", start, CLI_BAR_SECONDS),
+            _row("cli", f"list over {500 if quick else 10_000} more plugins, added time", [max(0.0, value - base) for value in crowded], LIST_BAR_SECONDS)]
+
+
+def _plan(quick: bool) -> Rows:
+    """Planning a six-stage stack against the installed plugins, after import."""
+    from stackloom.core import plan as planning
+    from stackloom.core.stack import StackSpec
+    from stackloom.registry import open_registry
+    from stackloom.registry.discovery import unmet
+
+    stage = {"train": {"data": {"use": "data.jsonl", "path": "data.jsonl"}, "optimizer": {"use": "optimizer.muon"}, "steps": 10}}
+    spec = StackSpec.from_data({"name": "six", "model": {"use": "model.hf", "checkpoint": "smollm2-135m-instruct"}, "stages": [stage] * 6})
+    with tempfile.TemporaryDirectory() as home, open_registry(home=Path(home)) as registry:
+        seconds = _time(lambda: planning.plan(spec, registry, device="h100", unmet=unmet), 10 if quick else 30)
+    return [_row("plan", "six train stages, after import", seconds, PLAN_BAR_SECONDS)]
+
+
+def _registry(quick: bool) -> Rows:
+    from stackloom.registry.bench import run as measure
+
+    return list(measure(quick=quick))
+
+
+_PLANES: dict[str, Callable[[bool], Rows]] = {"cli": _cli, "registry": _registry, "plan": _plan}

@@ -1,0 +1,48 @@
+"""plan: what fits, what clashes and what it costs, before a GPU hour is spent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from stackloom.output import console, registry
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(plan)
+
+
+def plan(
+    stack: Path = typer.Argument(help="A stack (YAML) or a saved plan (JSON), which is checked against what is installed."),
+    device: str = typer.Option(None, help="Plan for this device: h100, a100, cpu, ...; see `stackloom show h100`."),
+    save: Path = typer.Option(None, help="Write the plan to this file."),
+    as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
+) -> None:
+    """Resolve a stack and print its picks, fits, costs and conflicts. Exit code 1 when it cannot work."""
+    from stackloom.core.errors import ConfigError
+    from stackloom.plan_table import plan_table
+    from stackloom.stack import Plan, Stack
+
+    with registry() as opened:
+        if stack.suffix == ".json":
+            if device:
+                raise ConfigError("a saved plan has its device", where=str(stack), fix="plan the stack file for another device")
+            made = Plan.from_file(stack)
+            made.verify(opened)
+        else:
+            made = Stack.from_file(stack).plan(device=device, catalogue=opened)
+    if save:
+        made.save(save)
+    if as_json:
+        summary = {"ok": made.ok, "problems": [str(problem) for problem in made.problems()], "missing": made.missing(),
+                   "peak_bytes": made.peak_bytes, "seconds": made.seconds, "digest": made.digest}
+        typer.echo(json.dumps(summary | {"plan": made.model_dump(mode="json")}, indent=1))
+    else:
+        console().print(plan_table(made))
+        if save:
+            typer.echo(f"saved to {save}")
+    if not made.ok:
+        raise typer.Exit(1)

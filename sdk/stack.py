@@ -1,0 +1,100 @@
+"""The Python spelling of a stack, and plans that print themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from stackloom.core import plan as planning
+from stackloom.core.catalogue import Catalogue
+from stackloom.core.config import ComponentConfig
+from stackloom.core.ref import Ref
+from stackloom.core.stack import StackSpec, StageSpec
+
+
+class Plan(planning.Plan):
+    """A plan that prints as a table."""
+
+    def __str__(self) -> str:
+        from stackloom.plan_table import plan_text
+
+        return plan_text(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the plan as JSON and return the path."""
+        target = Path(path)
+        target.write_text(self.to_json(), encoding="utf-8")
+        return target
+
+
+class Stack:
+    """A stack of plugins: a model and the stages it goes through.
+
+    Args:
+        name: of the stack and of its runs.
+        model: reference to a model plugin, or its config object.
+        stages: in order; `train(...)` or `stage("train", ...)`.
+        seed: every random choice derives from it.
+        resources: device, dtype, workers, shard, activation_checkpointing.
+
+    Raises:
+        ConfigError: every problem of the stack's frame at once.
+    """
+
+    def __init__(self, name: str, *, model: Ref | ComponentConfig, stages: Sequence[StageSpec], seed: int = 0, **resources: Any) -> None:
+        self.spec = StackSpec.from_data({"name": name, "seed": seed, "resources": resources, "model": model, "stages": list(stages)}, name)
+
+    @classmethod
+    def _of(cls, spec: StackSpec) -> Self:
+        stack = cls.__new__(cls)
+        stack.spec = spec
+        return stack
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Read a stack from a YAML file."""
+        return cls._of(StackSpec.from_file(Path(path)))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """Read a stack from YAML text."""
+        return cls._of(StackSpec.from_yaml(text))
+
+    def to_yaml(self) -> str:
+        """Return the stack as YAML that `from_yaml` reads back."""
+        return self.spec.to_yaml()
+
+    def plan(self, *, device: str | None = None, catalogue: Catalogue | None = None) -> Plan:
+        """Resolve the stack: what fits, what clashes, what it costs. Needs no torch and no GPU.
+
+        Args:
+            device: a name of the device table ("h100", "cpu"); None takes the stack's own.
+            catalogue: where plugins are found; None opens the local registry.
+
+        Raises:
+            ConfigError: unknown plugins or bad options, all of them.
+            PluginError: a chosen plugin breaks its contract.
+        """
+        from stackloom.registry import open_registry
+        from stackloom.registry.discovery import unmet
+
+        if catalogue is not None:
+            made = planning.plan(self.spec, catalogue, device=device, unmet=unmet)
+        else:
+            with open_registry() as registry:
+                made = planning.plan(self.spec, registry, device=device, unmet=unmet)
+        return Plan(**dict(made))
+
+    def __repr__(self) -> str:
+        return f"Stack({self.spec.name!r}, model={self.spec.model.use!r}, stages={[stage.kind for stage in self.spec.stages]})"
+
+
+def stage(kind: str, **options: Any) -> StageSpec:
+    """Return a stage of any kind: `stage("train", steps=10, ...)`."""
+    return StageSpec(kind=kind, options=options)
+
+
+def train(**options: Any) -> StageSpec:
+    """Return a train stage; its options are listed by `stackloom show train`."""
+    return stage("train", **options)
