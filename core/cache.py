@@ -58,14 +58,14 @@ class CacheView(Protocol):
         ...
 
     def append(self, tokens: int, /, **entries: Tensor) -> None:
-        """Append `tokens` tokens to every sequence; each entry is (B, tokens, *page shape), all pages of the spec at once.
+        """Append `tokens` tokens to every sequence; an entry is (B, tokens, *page shape), all pages at once.
 
         A plugin with fixed state alone calls `append(tokens)` to move the lengths on.
         """
         ...
 
     def read(self, name: str) -> Tensor:
-        """Return page `name` of all sequences, (B, longest, *page shape); entries past a sequence's length are undefined."""
+        """Return page `name`, (B, longest, *page shape); entries past a sequence's length are undefined."""
         ...
 
     def state(self, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Chat: messages, tool schemas, and the rendering and parsing of tool calls. Standard library only; nobody else parses."""
+"""Chat: messages, tool schemas, rendering and parsing of tool calls. Standard library only; nobody else parses."""
 
 from __future__ import annotations
 
@@ -38,13 +38,18 @@ class Tool:
 
     def to_openai(self) -> dict[str, Any]:
         """Return the OpenAI function form."""
-        return {"type": "function", "function": {"name": self.name, "description": self.description, "parameters": dict(self.input_schema)}}
+        return {
+            "type": "function",
+            "function": {"name": self.name, "description": self.description, "parameters": dict(self.input_schema)},
+        }
 
     def signature(self) -> str:
         """Return a compact one-line form for small models: `add(a: number, b: number) - Add two numbers`."""
         properties: Mapping[str, Any] = self.input_schema.get("properties", {})
         required = set(self.input_schema.get("required", ()))
-        arguments = ", ".join(f"{name}{'' if name in required else '?'}: {_type_name(schema)}" for name, schema in properties.items())
+        arguments = ", ".join(
+            f"{name}{'' if name in required else '?'}: {_type_name(schema)}" for name, schema in properties.items()
+        )
         return f"{self.name}({arguments}) - {self.description}"
 
 
@@ -86,8 +91,14 @@ class Message:
         """Return the OpenAI chat form, in which arguments are a JSON string."""
         data: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
-            data["tool_calls"] = [{"id": call.id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))}}
-                                  for call in self.tool_calls]
+            data["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))},
+                }
+                for call in self.tool_calls
+            ]
         return data | {key: value for key, value in (("tool_call_id", self.tool_call_id), ("name", self.name)) if value}
 
     @classmethod
@@ -110,7 +121,13 @@ class Message:
         if not isinstance(raw_calls, list | tuple):
             raise ConfigError("tool_calls is not a list")
         calls = tuple(_call_from_openai(raw) for raw in raw_calls)
-        return cls(role=role, content=content, tool_calls=calls, tool_call_id=str(data.get("tool_call_id") or ""), name=str(data.get("name") or ""))
+        return cls(
+            role=role,
+            content=content,
+            tool_calls=calls,
+            tool_call_id=str(data.get("tool_call_id") or ""),
+            name=str(data.get("name") or ""),
+        )
 
 
 def _call_from_openai(raw: object) -> ToolCall:
@@ -164,7 +181,9 @@ def tool_prompt(tools: Sequence[Tool], *, format: str = "hermes", compact: bool 
         compact: one signature line per tool instead of its JSON Schema.
     """
     lines = [tool.signature() if compact else json.dumps(tool.to_openai()) for tool in tools]
-    return "You can call these tools:\n<tools>\n{}\n</tools>\n{}".format("\n".join(lines), find_format(format).instructions)
+    return "You can call these tools:\n<tools>\n{}\n</tools>\n{}".format(
+        "\n".join(lines), find_format(format).instructions
+    )
 
 
 def render_call(call: ToolCall, *, format: str = "hermes") -> str:
@@ -185,7 +204,9 @@ def parse_tool_calls(text: str, *, format: str = "hermes") -> Parsed:
         {'a': 1}
     """
     if len(text) > MAX_CALL_CHARS:
-        return Parsed(text, (), (f"the message has {len(text)} characters; at most {MAX_CALL_CHARS} are read for tool calls",))
+        return Parsed(
+            text, (), (f"the message has {len(text)} characters; at most {MAX_CALL_CHARS} are read for tool calls",)
+        )
     rest, found = find_format(format).extract(text)
     calls: list[ToolCall] = []
     errors: list[str] = []
@@ -205,7 +226,10 @@ def find_format(name: str) -> ToolFormat:
         ConfigError: unknown name.
     """
     if name not in FORMATS:
-        raise ConfigError(f"unknown tool-call format {name!r}", fix=did_you_mean(name, FORMATS, otherwise=f"known: {', '.join(FORMATS)}"))
+        raise ConfigError(
+            f"unknown tool-call format {name!r}",
+            fix=did_you_mean(name, FORMATS, otherwise=f"known: {', '.join(FORMATS)}"),
+        )
     return FORMATS[name]
 
 
@@ -279,8 +303,14 @@ def _extract_pythonic(text: str) -> tuple[str, list[Any]]:
     try:
         tree = ast.parse(body[start:], mode="eval").body
         nodes = tree.elts if isinstance(tree, ast.List) else []
-        calls = [{"name": ast.unparse(node.func), "arguments": {item.arg: ast.literal_eval(item.value) for item in node.keywords}}
-                 for node in nodes if isinstance(node, ast.Call) and not node.args and all(item.arg for item in node.keywords)]
+        calls = [
+            {
+                "name": ast.unparse(node.func),
+                "arguments": {item.arg: ast.literal_eval(item.value) for item in node.keywords},
+            }
+            for node in nodes
+            if isinstance(node, ast.Call) and not node.args and all(item.arg for item in node.keywords)
+        ]
     except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError):
         return text, ["the list of calls is not Python with literal keyword arguments"]
     if len(calls) != len(nodes):
@@ -288,19 +318,31 @@ def _extract_pythonic(text: str) -> tuple[str, list[Any]]:
     return (body[:start], calls) if calls else (text, [])
 
 
-FORMATS: dict[str, ToolFormat] = {item.name: item for item in (
-    ToolFormat(
-        "hermes",
-        'To call one, write <tool_call>{"name": ..., "arguments": {...}}</tool_call>.',
-        lambda call: f"<tool_call>\n{_describe(call)}\n</tool_call>",
-        lambda name, content: f"<tool_response>\n{content}\n</tool_response>", _extract_hermes),
-    ToolFormat(
-        "json",
-        'To call one, answer with {"name": ..., "arguments": {...}} and nothing else.',
-        _describe, lambda name, content: json.dumps({"name": name, "content": content}, ensure_ascii=False), _extract_json),
-    ToolFormat(
-        "pythonic",
-        "To call some, answer with a list of Python calls with keyword arguments: [name(argument=value)].",
-        lambda call: "[{}({})]".format(call.name, ", ".join(f"{key}={value!r}" for key, value in call.arguments.items())),
-        lambda name, content: json.dumps({name: content}, ensure_ascii=False), _extract_pythonic),
-)}
+FORMATS: dict[str, ToolFormat] = {
+    item.name: item
+    for item in (
+        ToolFormat(
+            "hermes",
+            'To call one, write <tool_call>{"name": ..., "arguments": {...}}</tool_call>.',
+            lambda call: f"<tool_call>\n{_describe(call)}\n</tool_call>",
+            lambda name, content: f"<tool_response>\n{content}\n</tool_response>",
+            _extract_hermes,
+        ),
+        ToolFormat(
+            "json",
+            'To call one, answer with {"name": ..., "arguments": {...}} and nothing else.',
+            _describe,
+            lambda name, content: json.dumps({"name": name, "content": content}, ensure_ascii=False),
+            _extract_json,
+        ),
+        ToolFormat(
+            "pythonic",
+            "To call some, answer with a list of Python calls with keyword arguments: [name(argument=value)].",
+            lambda call: "[{}({})]".format(
+                call.name, ", ".join(f"{key}={value!r}" for key, value in call.arguments.items())
+            ),
+            lambda name, content: json.dumps({name: content}, ensure_ascii=False),
+            _extract_pythonic,
+        ),
+    )
+}

@@ -71,9 +71,14 @@ def verdict(claim: Claim, result: ClaimResult) -> Verdict:
     the claimed side of the baseline. Anything else is "not_reproduced".
     """
     low, high = result.interval or (result.ours, result.ours)
-    beyond = result.baseline is not None and {
-        "higher": low > result.baseline, "lower": high < result.baseline, "equal": abs(result.ours - result.baseline) <= claim.tolerance,
-    }[claim.better]
+    beyond = (
+        result.baseline is not None
+        and {
+            "higher": low > result.baseline,
+            "lower": high < result.baseline,
+            "equal": abs(result.ours - result.baseline) <= claim.tolerance,
+        }[claim.better]
+    )
     if claim.paper is None:
         return "reproduced" if beyond else "not_reproduced"
     near = low - claim.tolerance <= claim.paper <= high + claim.tolerance

@@ -21,14 +21,21 @@ from stackloom.core.touch import Touch
 Source: TypeAlias = Literal["paper", "official code", "inferred", "house"]
 
 
-def option(default: Any = PydanticUndefined, description: str = "", *, unit: str = "", source: Source = "house", **constraints: Any) -> Any:
+def option(
+    default: Any = PydanticUndefined,
+    description: str = "",
+    *,
+    unit: str = "",
+    source: Source = "house",
+    **constraints: Any,
+) -> Any:
     """Declare one option of a component.
 
     Args:
         default: the default value; leave it out for a required option.
         description: what it does, in one sentence.
         unit: "tokens", "fraction", "bytes", ...; empty for a pure number or a choice.
-        source: where the default comes from. "house" is our own choice; "inferred" marks a point that a paper leaves open.
+        source: where the default comes from: "house" is our own choice, "inferred" a point that a paper leaves open.
         constraints: anything `pydantic.Field` takes (gt, ge, le, max_length, ...).
     """
     return Field(default, description=description, json_schema_extra={"unit": unit, "source": source}, **constraints)
@@ -47,11 +54,19 @@ class ComponentConfig(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a field without description or source, when the class is made rather than when a user reads it."""
         super().__pydantic_init_subclass__(**kwargs)
-        bare = [name for name, field in cls.model_fields.items()
-                if not field.description or not isinstance(field.json_schema_extra, dict) or "source" not in field.json_schema_extra]
+        bare = [
+            name
+            for name, field in cls.model_fields.items()
+            if not field.description
+            or not isinstance(field.json_schema_extra, dict)
+            or "source" not in field.json_schema_extra
+        ]
         if bare:
-            raise PluginError(f"options without description and source: {', '.join(bare)}", where=f"{cls.__module__}.{cls.__qualname__}",
-                              fix="declare each with option(default, 'what it does', unit=..., source=...)")
+            raise PluginError(
+                f"options without description and source: {', '.join(bare)}",
+                where=f"{cls.__module__}.{cls.__qualname__}",
+                fix="declare each with option(default, 'what it does', unit=..., source=...)",
+            )
 
     def fit(self, ctx: FitContext) -> Fit | list[Fit]:
         """Say whether the component works in this place; the default says yes."""
@@ -72,8 +87,10 @@ class ComponentConfig(BaseModel):
 
     def as_ref(self) -> Ref:
         """The reference that resolves to this config; nested configs become nested references."""
-        options = {name: value.as_ref().model_dump() if isinstance(value, ComponentConfig) else value
-                   for name, value in ((name, getattr(self, name)) for name in self.model_fields_set)}
+        options = {
+            name: value.as_ref().model_dump() if isinstance(value, ComponentConfig) else value
+            for name, value in ((name, getattr(self, name)) for name in self.model_fields_set)
+        }
         return Ref(use=self.plugin_id, **options)
 
     def nested(self) -> Iterator[tuple[str, str, Ref | ComponentConfig]]:
@@ -112,5 +129,8 @@ def _manifest_beside(config: type[ComponentConfig]) -> Mapping[str, str]:
         table = read_toml(path)
         if table.get("config", "").partition(":")[2] == config.__name__:
             return table
-    raise PluginError(f"no plugin.toml beside {folder} names {config.__name__}", where=config.__module__,
-                      fix='add a plugin.toml with config = "config:' + config.__name__ + '"')
+    raise PluginError(
+        f"no plugin.toml beside {folder} names {config.__name__}",
+        where=config.__module__,
+        fix='add a plugin.toml with config = "config:' + config.__name__ + '"',
+    )

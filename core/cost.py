@@ -77,5 +77,7 @@ class Cost(BaseModel):
         return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes + self.cache_bytes
 
     def __add__(self, other: Cost) -> Cost:
-        sums = {name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields if name != "trainable"}
+        sums = {
+            name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields if name != "trainable"
+        }
         return Cost(**sums, trainable=self.trainable if other.trainable is None else other.trainable)

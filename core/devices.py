@@ -14,7 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from stackloom.core.errors import ConfigError, did_you_mean
 
 DTYPE_BYTES: dict[str, float] = {
-    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1, "int4": 0.5,
+    "float64": 8,
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "float8_e4m3fn": 1,
+    "int8": 1,
+    "int4": 0.5,
 }
 
 
@@ -75,14 +81,18 @@ def find_device(name: str) -> Device:
 def _this_cpu(core: Device) -> Device:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else core.memory_bytes
-    return core.model_copy(update={
-        "name": "cpu", "title": f"this CPU ({cores} cores, {platform.machine()})", "memory_bytes": pages,
-        "flops": {dtype: rate * cores for dtype, rate in core.flops.items()},
-    })
+    return core.model_copy(
+        update={
+            "name": "cpu",
+            "title": f"this CPU ({cores} cores, {platform.machine()})",
+            "memory_bytes": pages,
+            "flops": {dtype: rate * cores for dtype, rate in core.flops.items()},
+        }
+    )
 
 
 def _local_gpu(table: dict[str, Device]) -> Device | None:
-    """The table's entry for the first GPU that the Linux driver lists, read from /proc without loading a CUDA library."""
+    """The table's entry for the first GPU that the Linux driver lists in /proc; loads no CUDA library."""
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         model = information.read_text().partition("Model:")[2].partition("\n")[0].upper()
         for device in table.values():

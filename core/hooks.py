@@ -55,5 +55,7 @@ def hook_manager(listeners: Mapping[str, object]) -> pluggy.PluginManager:
             manager.register(listener, name=name)
             manager.check_pending()
         except pluggy.PluginValidationError as cause:
-            raise PluginError(str(cause), where=name, fix="see `stackloom.core.hooks.Hooks` for the hooks and their arguments") from cause
+            raise PluginError(
+                str(cause), where=name, fix="see `stackloom.core.hooks.Hooks` for the hooks and their arguments"
+            ) from cause
     return manager

@@ -31,8 +31,11 @@ def load_config(record: PluginRecord) -> type[ComponentConfig]:
     slot = slots().get(record.manifest.slot)
     if slot is None or slot.api != record.manifest.slot_api:
         ours = slot.api if slot else f"no slot {record.manifest.slot!r}"
-        raise PluginError(f"made for {record.manifest.slot_api}; this stackloom has {ours}", where=blame(record),
-                          fix="install versions of stackloom and the plugin that go together")
+        raise PluginError(
+            f"made for {record.manifest.slot_api}; this stackloom has {ours}",
+            where=blame(record),
+            fix="install versions of stackloom and the plugin that go together",
+        )
     module, _, name = record.manifest.config.partition(":")
     with blamed(record, "importing its config"), time_limit(IMPORT_SECONDS):
         found = getattr(importlib.import_module(f"{record.package}.{module}"), name, None)
@@ -50,7 +53,10 @@ def validate_options(config: type[ComponentConfig], options: Mapping[str, Any], 
     try:
         return config.model_validate(dict(options))
     except ValidationError as error:
-        errors = [ConfigError(explain(item, config), where=dotted((where, *_without_union_arms(item["loc"])))) for item in error.errors()]
+        errors = [
+            ConfigError(explain(item, config), where=dotted((where, *_without_union_arms(item["loc"]))))
+            for item in error.errors()
+        ]
         raise ErrorGroup(errors, f"{where}: {len(errors)} bad option{'s' if len(errors) > 1 else ''}") from None
 
 
@@ -72,8 +78,11 @@ def blamed(record: PluginRecord, doing: str) -> Iterator[None]:
     except StackloomError:
         raise
     except (Exception, SystemExit) as cause:
-        raise PluginError(f"{doing} failed: {type(cause).__name__}: {cause}", where=blame(record),
-                          fix=f"run `stackloom doctor --import {record.id}` for the traceback; update or uninstall {record.distribution}") from cause
+        raise PluginError(
+            f"{doing} failed: {type(cause).__name__}: {cause}",
+            where=blame(record),
+            fix=f"see `stackloom doctor --import {record.id}`; update or uninstall {record.distribution}",
+        ) from cause
 
 
 def ask(record: PluginRecord, method: Callable[..., T], *arguments: Any) -> T:

@@ -51,7 +51,9 @@ class Conflict(_Table):
 class ContractTable(_Table):
     """How the slot's contract tests build the component when its options have no defaults."""
 
-    options: dict[str, JsonValue] = Field(default_factory=dict, description="options; '{folder}' in a text stands for the plugin's folder")
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="options; '{folder}' in a text stands for the plugin's folder"
+    )
 
     @field_validator("options")
     @classmethod
@@ -70,8 +72,12 @@ class Claim(_Table):
     unit: str = Field("", description="unit of the metric")
     paper: float | None = Field(None, description="the paper's value; absent for an identity or a direction")
     better: Literal["higher", "lower", "equal"] = Field("equal", description="direction of the claim")
-    tolerance: float = Field(0.0, ge=0, description="what counts as reproduced: largest distance from the paper's value")
-    scales: tuple[Literal["cpu", "cpu-full", "gpu"], ...] = Field(("cpu",), description="scales that it can run at", min_length=1)
+    tolerance: float = Field(
+        0.0, ge=0, description="what counts as reproduced: largest distance from the paper's value"
+    )
+    scales: tuple[Literal["cpu", "cpu-full", "gpu"], ...] = Field(
+        ("cpu",), description="scales that it can run at", min_length=1
+    )
 
 
 class Manifest(_Table):
@@ -81,7 +87,9 @@ class Manifest(_Table):
     """
 
     id: str = Field(description="<slot>.<technique>, lower case with hyphens", pattern=rf"^{_NAME}\.{_NAME}$")
-    slot_api: str = Field(description="the slot's contract and its version: 'optimizer/1'", pattern=rf"^{_NAME}/[0-9]+$")
+    slot_api: str = Field(
+        description="the slot's contract and its version: 'optimizer/1'", pattern=rf"^{_NAME}/[0-9]+$"
+    )
     config: str = Field(description="module:class of the ComponentConfig, torch-free", pattern=rf"^{_TARGET}$")
     component: str = Field(description="module:name of what config.build() constructs", pattern=rf"^{_TARGET}$")
     summary: str = Field(description="one line for lists", min_length=1, max_length=160)
@@ -90,7 +98,9 @@ class Manifest(_Table):
     paper: Paper | None = Field(None, description="absent for a technique without one")
     licence: str = Field(description="SPDX expression of the plugin's code", min_length=1)
     lifecycle: Lifecycle = Field("experimental", description="what users may rely on")
-    determinism: Determinism = Field(description="exact: bit-equal anywhere; same-machine: on one machine and build; statistical")
+    determinism: Determinism = Field(
+        description="exact: bit-equal anywhere; same-machine: on one machine and build; statistical"
+    )
     keywords: tuple[str, ...] = Field((), description="words that search should find")
     needs: dict[str, str] = Field(default_factory=dict, description="distribution name to version specifier")
     can: Can = Field(default_factory=Can)
@@ -110,7 +120,9 @@ class Manifest(_Table):
             try:
                 SpecifierSet(specifier)
             except InvalidSpecifier:
-                raise ValueError(f"{name}: {specifier!r} is no version specifier; write '>=2.11' or '' for any") from None
+                raise ValueError(
+                    f"{name}: {specifier!r} is no version specifier; write '>=2.11' or '' for any"
+                ) from None
         return needs
 
     @model_validator(mode="after")
@@ -130,8 +142,11 @@ class ManifestError(PluginError):
         self.problems = problems
         lines = "\n".join(f"  {path}: {message}" if path else f"  {message}" for path, message in problems)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        super().__init__(f"bad manifest, {count}:\n{lines}", where=source,
-                         fix="correct the file; `stackloom show --schema` prints what it may hold")
+        super().__init__(
+            f"bad manifest, {count}:\n{lines}",
+            where=source,
+            fix="correct the file; `stackloom show --schema` prints what it may hold",
+        )
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -179,7 +194,9 @@ def parse_manifest(table: Mapping[str, Any], source: str) -> Manifest:
     try:
         return Manifest.model_validate(table)
     except ValidationError as error:
-        raise ManifestError(source, [(dotted(item["loc"]), explain(item, Manifest)) for item in error.errors()]) from None
+        raise ManifestError(
+            source, [(dotted(item["loc"]), explain(item, Manifest)) for item in error.errors()]
+        ) from None
 
 
 def dotted(location: tuple[int | str, ...]) -> str:
@@ -192,7 +209,8 @@ def explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     """Say a pydantic error the way a user would: unknown keys with a suggestion, wrong values with what was given."""
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, error["loc"][:-1])
-        return f"unknown key; {did_you_mean(str(error['loc'][-1]), known, otherwise='known keys: ' + ', '.join(sorted(known)))}"
+        all_known = f"known keys: {', '.join(sorted(known))}"
+        return f"unknown key; {did_you_mean(str(error['loc'][-1]), known, otherwise=all_known)}"
     if error["type"] == "missing":
         return "required, but missing"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should")

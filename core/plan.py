@@ -83,7 +83,7 @@ class Clash(_Part):
     """Two components that do not go together.
 
     Attributes:
-        kind: "node" for the same module, "declared" for a manifest's [[conflicts]], "state" for what an earlier stage left.
+        kind: "node" for one module, "declared" for a manifest's [[conflicts]], "state" for what an earlier stage left.
         plugins: both ids, sorted.
         where: the stage, and the node if there is one.
     """
@@ -126,12 +126,22 @@ class Plan(_Part):
 
     def problems(self) -> list[FitError]:
         """Everything that makes the stack impossible: misfits, clashes, too little memory."""
-        found = [FitError(fit.reason, where=f"{part.path} ({part.plugin})") for part in self.components() for fit in part.fits if not fit.ok]
+        found = [
+            FitError(fit.reason, where=f"{part.path} ({part.plugin})")
+            for part in self.components()
+            for fit in part.fits
+            if not fit.ok
+        ]
         found += [FitError(clash.reason, where=clash.where) for clash in self.clashes]
-        found += [FitError(f"needs {gib(stage.cost.memory_bytes)}, {self.device.title} has {gib(self.device.memory_bytes)}",
-                           where=f"stages[{stage.index}].{stage.kind}",
-                           fix="smaller micro_batch_size or sequence_length, activation_checkpointing, or another device")
-                  for stage in self.stages if stage.cost.memory_bytes > self.device.memory_bytes]
+        found += [
+            FitError(
+                f"needs {gib(stage.cost.memory_bytes)}, {self.device.title} has {gib(self.device.memory_bytes)}",
+                where=f"stages[{stage.index}].{stage.kind}",
+                fix="smaller micro_batch_size or sequence_length, activation_checkpointing, or another device",
+            )
+            for stage in self.stages
+            if stage.cost.memory_bytes > self.device.memory_bytes
+        ]
         return found
 
     @property
@@ -165,8 +175,11 @@ class Plan(_Part):
             raise ArtifactError(f"cannot read the plan: {cause}", where=str(path)) from cause
         except ValidationError as error:
             first = error.errors()[0]
-            raise ArtifactError(f"not a plan of version {PLAN_VERSION}: {'.'.join(map(str, first['loc']))}: {first['msg']}", where=str(path),
-                                fix="make it anew with `stackloom plan STACK --save FILE`") from None
+            raise ArtifactError(
+                f"not a plan of version {PLAN_VERSION}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+                where=str(path),
+                fix="make it anew with `stackloom plan STACK --save FILE`",
+            ) from None
 
     def verify(self, catalogue: Catalogue) -> None:
         """Refuse a plan whose plugins are no longer the ones it was made with.
@@ -183,11 +196,20 @@ class Plan(_Part):
                 continue
             planned, found = (part.distribution, part.version), (record.distribution, record.version)
             if planned != found:
-                drift.append(ConfigError(f"planned with {' '.join(planned)}, installed is {' '.join(found)}", where=plugin))
+                drift.append(
+                    ConfigError(f"planned with {' '.join(planned)}, installed is {' '.join(found)}", where=plugin)
+                )
             elif part.digest != record.digest:
-                drift.append(ConfigError(f"its files changed since the plan was made ({part.digest[:12]} then, {record.digest[:12]} now)", where=plugin))
+                drift.append(
+                    ConfigError(
+                        f"its files changed since the plan was made ({part.digest[:9]} then, {record.digest[:9]} now)",
+                        where=plugin,
+                    )
+                )
         if drift:
-            raise ErrorGroup(drift, f"plan {self.name!r} no longer matches what is installed; make it anew with `stackloom plan`")
+            raise ErrorGroup(
+                drift, f"plan {self.name!r} no longer matches what is installed; make it anew with `stackloom plan`"
+            )
 
 
 class _Resolved(BaseModel):
@@ -200,8 +222,10 @@ class _Resolved(BaseModel):
     config: ComponentConfig
 
 
-def plan(spec: StackSpec, catalogue: Catalogue, *, device: str | None = None, unmet: Unmet = lambda manifest: []) -> Plan:
-    """Resolve a stack against the installed plugins; imports the chosen plugins' config modules and nothing else of them.
+def plan(
+    spec: StackSpec, catalogue: Catalogue, *, device: str | None = None, unmet: Unmet = lambda manifest: []
+) -> Plan:
+    """Resolve a stack against the installed plugins; of those chosen, only the config modules are imported.
 
     Args:
         spec: the stack.
@@ -219,27 +243,58 @@ def plan(spec: StackSpec, catalogue: Catalogue, *, device: str | None = None, un
     target = find_device(device or spec.resources.device)
     errors: list[StackloomError] = []
     model = _resolve(spec.model, "model", "model", catalogue, errors)
-    stages = [_resolve_stage(index, stage.kind, stage.options, catalogue, errors) for index, stage in enumerate(spec.stages)]
+    stages = [
+        _resolve_stage(index, stage.kind, stage.options, catalogue, errors) for index, stage in enumerate(spec.stages)
+    ]
     _raise(errors, spec.name)
     shape = _shape(model[0])
 
-    base = Work(model=shape, device=target, dtype=spec.resources.dtype, workers=spec.resources.workers,
-                activation_checkpointing=spec.resources.activation_checkpointing)
-    context = FitContext(model=shape, device=target, dtype=spec.resources.dtype, stage="model", workers=spec.resources.workers,
-                         neighbours=tuple(part.record.id for part in model))
+    base = Work(
+        model=shape,
+        device=target,
+        dtype=spec.resources.dtype,
+        workers=spec.resources.workers,
+        activation_checkpointing=spec.resources.activation_checkpointing,
+    )
+    context = FitContext(
+        model=shape,
+        device=target,
+        dtype=spec.resources.dtype,
+        stage="model",
+        workers=spec.resources.workers,
+        neighbours=tuple(part.record.id for part in model),
+    )
     planned_model = tuple(_planned(part, context, _cost(part, base), unmet) for part in model)
     held = sum((part.cost for part in planned_model), Cost())
 
     planned, contexts = [], [context]
     for index, (config, parts) in enumerate(stages):
-        contexts.append(context.model_copy(update={
-            "stage": config.kind, "neighbours": tuple(part.record.id for part in parts), "stage_options": _own_options(config)}))
+        contexts.append(
+            context.model_copy(
+                update={
+                    "stage": config.kind,
+                    "neighbours": tuple(part.record.id for part in parts),
+                    "stage_options": _own_options(config),
+                }
+            )
+        )
         planned.append(_planned_stage(index, config, parts, contexts[-1], base, held, spec, unmet))
     touched = [("model", [(part, _touches(part, contexts[0])) for part in model])]
-    touched += [(f"stages[{index}].{config.kind}", [(part, _touches(part, ctx)) for part in parts])
-                for index, ((config, parts), ctx) in enumerate(zip(stages, contexts[1:], strict=True))]
-    return Plan(name=spec.name, seed=spec.seed, stack=spec.to_data(), device=target, resources=spec.resources, shape=shape,
-                model=planned_model, stages=tuple(planned), clashes=tuple(_clashes(touched)))
+    touched += [
+        (f"stages[{index}].{config.kind}", [(part, _touches(part, ctx)) for part in parts])
+        for index, ((config, parts), ctx) in enumerate(zip(stages, contexts[1:], strict=True))
+    ]
+    return Plan(
+        name=spec.name,
+        seed=spec.seed,
+        stack=spec.to_data(),
+        device=target,
+        resources=spec.resources,
+        shape=shape,
+        model=planned_model,
+        stages=tuple(planned),
+        clashes=tuple(_clashes(touched)),
+    )
 
 
 def seed_for(seed: int, *place: str | int) -> int:
@@ -264,13 +319,19 @@ def _raise(errors: list[StackloomError], name: str) -> None:
         raise ErrorGroup(flat, f"{name}: {len(flat)} problems")
 
 
-def _resolve(ref: Ref | ComponentConfig, slot: str, where: str, catalogue: Catalogue, errors: list[StackloomError]) -> list[_Resolved]:
+def _resolve(
+    ref: Ref | ComponentConfig, slot: str, where: str, catalogue: Catalogue, errors: list[StackloomError]
+) -> list[_Resolved]:
     """Resolve a reference and what is nested in it, the owner first; errors are collected, not raised."""
     try:
         ref = as_ref(ref, where)
         if ref.use.partition(".")[0] != slot:
             known = [plugin for plugin in catalogue.ids() if plugin.startswith(f"{slot}.")]
-            raise ConfigError(f"{ref.use!r} is no {slot} plugin", where=f"{where}.use", fix=f"plugins of this slot: {', '.join(sorted(known)) or 'none installed'}")
+            raise ConfigError(
+                f"{ref.use!r} is no {slot} plugin",
+                where=f"{where}.use",
+                fix=f"plugins of this slot: {', '.join(sorted(known)) or 'none installed'}",
+            )
         try:
             record = catalogue.get(ref.use)
         except ConfigError as error:
@@ -279,24 +340,39 @@ def _resolve(ref: Ref | ComponentConfig, slot: str, where: str, catalogue: Catal
     except StackloomError as error:
         errors.append(error)
         return []
-    nested = [part for field, inner, value in config.nested() for part in _resolve(value, inner, f"{where}.{field}", catalogue, errors)]
+    nested = [
+        part
+        for field, inner, value in config.nested()
+        for part in _resolve(value, inner, f"{where}.{field}", catalogue, errors)
+    ]
     children = {part.path: part.config for part in nested}
     update = {field: children[f"{where}.{field}"] for field, _, _ in config.nested() if f"{where}.{field}" in children}
     return [_Resolved(path=where, record=record, config=config.model_copy(update=update)), *nested]
 
 
-def _resolve_stage(index: int, kind: str, options: dict[str, Any], catalogue: Catalogue,
-                   errors: list[StackloomError]) -> tuple[StageConfig, list[_Resolved]]:
+def _resolve_stage(
+    index: int, kind: str, options: dict[str, Any], catalogue: Catalogue, errors: list[StackloomError]
+) -> tuple[StageConfig, list[_Resolved]]:
     where, stage = f"stages[{index}].{kind}", STAGES[kind]
-    slotted = {field for field, info in stage.model_fields.items() if any(hasattr(mark, "slot") for mark in info.metadata)}
+    slotted = {
+        field for field, info in stage.model_fields.items() if any(hasattr(mark, "slot") for mark in info.metadata)
+    }
     try:
-        refs = {field: as_ref(value, f"{where}.{field}") for field, value in options.items() if field in slotted and value is not None}
+        refs = {
+            field: as_ref(value, f"{where}.{field}")
+            for field, value in options.items()
+            if field in slotted and value is not None
+        }
         config = validate_options(stage, options | refs, where)
     except StackloomError as error:
         errors.append(error)
         return stage.model_construct(), []
     assert isinstance(config, StageConfig)
-    parts = [part for field, slot, value in config.nested() for part in _resolve(value, slot, f"{where}.{field}", catalogue, errors)]
+    parts = [
+        part
+        for field, slot, value in config.nested()
+        for part in _resolve(value, slot, f"{where}.{field}", catalogue, errors)
+    ]
     return config, parts
 
 
@@ -305,7 +381,9 @@ def _shape(model: _Resolved) -> ModelShape:
     try:
         shape = ask(model.record, model.config.shape)
     except ConfigError as error:
-        raise ConfigError(error.reason, where=model.path if not error.where else f"{model.path}: {error.where}", fix=error.fix) from None
+        raise ConfigError(
+            error.reason, where=model.path if not error.where else f"{model.path}: {error.where}", fix=error.fix
+        ) from None
     if not isinstance(shape, ModelShape):
         raise PluginError(f"shape() returned {type(shape).__name__}, not a ModelShape", where=blame(model.record))
     return shape
@@ -348,17 +426,33 @@ def _planned(part: _Resolved, context: FitContext, cost: Cost, unmet: Unmet) -> 
     options |= {field: as_ref(value, part.path).model_dump(mode="json") for field, _, value in part.config.nested()}
     record = part.record
     return PlannedComponent(
-        path=part.path, plugin=record.id, distribution=record.distribution, version=record.version, digest=record.digest,
-        lifecycle=record.manifest.lifecycle, options=options, fits=tuple(_fits(part, context)),
-        missing=tuple(unmet(record.manifest)), cost=cost)
+        path=part.path,
+        plugin=record.id,
+        distribution=record.distribution,
+        version=record.version,
+        digest=record.digest,
+        lifecycle=record.manifest.lifecycle,
+        options=options,
+        fits=tuple(_fits(part, context)),
+        missing=tuple(unmet(record.manifest)),
+        cost=cost,
+    )
 
 
 def _own_options(config: StageConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={field for field, _, _ in config.nested()})
 
 
-def _planned_stage(index: int, config: StageConfig, parts: list[_Resolved], context: FitContext, base: Work, held: Cost,
-                   spec: StackSpec, unmet: Unmet) -> PlannedStage:
+def _planned_stage(
+    index: int,
+    config: StageConfig,
+    parts: list[_Resolved],
+    context: FitContext,
+    base: Work,
+    held: Cost,
+    spec: StackSpec,
+    unmet: Unmet,
+) -> PlannedStage:
     work = config.work(base)
     costs = []
     for part in parts:
@@ -367,26 +461,48 @@ def _planned_stage(index: int, config: StageConfig, parts: list[_Resolved], cont
             work = work.model_copy(update={"trainable": costs[-1].trainable})
     total = sum([held, config.cost(work), *costs], Cost())
     if spec.resources.shard == "fsdp":
-        total = total.model_copy(update={name: getattr(total, name) / work.workers for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes")})
+        total = total.model_copy(
+            update={
+                name: getattr(total, name) / work.workers
+                for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes")
+            }
+        )
     device = base.device
     rate = device.flops.get(base.dtype, min(device.flops.values())) * UTILISATION[device.kind]
     moved = total.weight_bytes + total.gradient_bytes + 2 * total.optimizer_bytes + 2 * total.activation_bytes
     return PlannedStage(
-        index=index, kind=config.kind, seed=seed_for(spec.seed, index, config.kind), options=_own_options(config),
+        index=index,
+        kind=config.kind,
+        seed=seed_for(spec.seed, index, config.kind),
+        options=_own_options(config),
         components=tuple(_planned(part, context, cost, unmet) for part, cost in zip(parts, costs, strict=True)),
-        cost=total, seconds=work.steps * max(total.flops / rate, moved / device.bandwidth))
+        cost=total,
+        seconds=work.steps * max(total.flops / rate, moved / device.bandwidth),
+    )
 
 
 def _clashes(scopes: list[tuple[str, list[tuple[_Resolved, list[Touch]]]]]) -> Iterator[Clash]:
     """Find every pair that does not go together, in an order that does not depend on the components' order."""
     left: list[tuple[Touch, str]] = []
     for where, parts in scopes:
-        found = [clash for (one, mine), (two, theirs) in itertools.combinations(parts, 2)
-                 for clash in (*_declared(one, two, where), *_on_nodes(one, mine, two, theirs, where))]
-        found += [Clash(kind="state", plugins=_pair(owner, part.record.id), where=where,
-                        reason=f"{part.record.id} needs {node} in state {touch.needs!r}, but {owner} left it {earlier.leaves!r}")
-                  for part, touches in parts for touch in touches if touch.needs != "any"
-                  for earlier, owner in left if earlier.leaves != touch.needs and (node := touch.meets(earlier))]
+        found = [
+            clash
+            for (one, mine), (two, theirs) in itertools.combinations(parts, 2)
+            for clash in (*_declared(one, two, where), *_on_nodes(one, mine, two, theirs, where))
+        ]
+        found += [
+            Clash(
+                kind="state",
+                plugins=_pair(owner, part.record.id),
+                where=where,
+                reason=f"{part.record.id} needs {node} in state {touch.needs!r}, {owner} left it {earlier.leaves!r}",
+            )
+            for part, touches in parts
+            for touch in touches
+            if touch.needs != "any"
+            for earlier, owner in left
+            if earlier.leaves != touch.needs and (node := touch.meets(earlier))
+        ]
         yield from sorted(found, key=lambda clash: (clash.kind, clash.plugins, clash.reason))
         left += [(touch, part.record.id) for part, touches in parts for touch in touches if touch.leaves]
 
@@ -399,8 +515,12 @@ def _declared(one: _Resolved, two: _Resolved, where: str) -> Iterator[Clash]:
     for owner, other in ((one, two), (two, one)):
         for conflict in owner.record.manifest.conflicts:
             if conflict.plugin in (other.record.id, f"{other.record.manifest.slot}.*"):
-                yield Clash(kind="declared", plugins=_pair(one.record.id, two.record.id), where=where,
-                            reason=f"{owner.record.id} does not go with {other.record.id}: {conflict.reason}")
+                yield Clash(
+                    kind="declared",
+                    plugins=_pair(one.record.id, two.record.id),
+                    where=where,
+                    reason=f"{owner.record.id} does not go with {other.record.id}: {conflict.reason}",
+                )
 
 
 def _on_nodes(one: _Resolved, mine: list[Touch], two: _Resolved, theirs: list[Touch], where: str) -> Iterator[Clash]:
@@ -409,6 +529,10 @@ def _on_nodes(one: _Resolved, mine: list[Touch], two: _Resolved, theirs: list[To
     for a, b in itertools.product(mine, theirs):
         if node := a.clash(b):
             first, second = sorted([(one.record.id, a.mode), (two.record.id, b.mode)])
-            yield Clash(kind="node", plugins=(first[0], second[0]), where=f"{where}: {node}",
-                        reason=f"{first[0]} ({first[1]}) and {second[0]} ({second[1]}) both change {node}")
+            yield Clash(
+                kind="node",
+                plugins=(first[0], second[0]),
+                where=f"{where}: {node}",
+                reason=f"{first[0]} ({first[1]}) and {second[0]} ({second[1]}) both change {node}",
+            )
             return

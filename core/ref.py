@@ -39,7 +39,7 @@ class Ref(BaseModel):
 class RefTo:
     """Marks a config field that holds a component of another slot, for the planner to resolve.
 
-    Example: `base: Annotated[Ref | ComponentConfig, RefTo("quantizer")]`; an optional one has `| None` inside the brackets.
+    Example: `base: Annotated[Ref | ComponentConfig, RefTo("quantizer")]`; `| None` goes inside the brackets.
     """
 
     slot: str
@@ -78,8 +78,14 @@ def as_ref(value: object, where: str) -> Ref:
     if isinstance(value, str):
         value = {"use": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
-        raise ConfigError(f"expected a plugin, got {value!r}", where=where, fix="write {use: <slot>.<technique>, <option>: <value>}")
+        raise ConfigError(
+            f"expected a plugin, got {value!r}", where=where, fix="write {use: <slot>.<technique>, <option>: <value>}"
+        )
     slot, dot, technique = value["use"].partition(".")
     if not (dot and slot and technique):
-        raise ConfigError(f"{value['use']!r} is not a plugin id", where=f"{where}.use", fix="write <slot>.<technique>, for instance optimizer.adamw")
+        raise ConfigError(
+            f"{value['use']!r} is not a plugin id",
+            where=f"{where}.use",
+            fix="write <slot>.<technique>, for instance optimizer.adamw",
+        )
     return Ref(**{str(key): item for key, item in value.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -70,6 +71,6 @@ class CheckRow(_Row):
     fix: str
 
 
-def to_json(rows: list[Any]) -> list[dict[str, Any]]:
+def to_json(rows: Iterable[BaseModel]) -> list[dict[str, Any]]:
     """Dump rows in their field order."""
     return [row.model_dump(mode="json") for row in rows]

@@ -99,8 +99,11 @@ class ModelShape(BaseModel):
         source: Mapping[str, object] = text if isinstance(text, Mapping) else config
         needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
         if missing := [key for key in needed if not isinstance(source.get(key), int)]:
-            raise ConfigError(f"config.json has no {', '.join(missing)}: not a decoder-only language model", where=name,
-                              fix="give a folder written by save_pretrained of a causal language model")
+            raise ConfigError(
+                f"config.json has no {', '.join(missing)}: not a decoder-only language model",
+                where=name,
+                fix="give a folder written by save_pretrained of a causal language model",
+            )
 
         def size(key: str, default: int) -> int:
             value = source.get(key)
@@ -109,13 +112,19 @@ class ModelShape(BaseModel):
         hidden, heads = size("hidden_size", 0), size("num_attention_heads", 0)
         family = str(source.get("model_type", ""))
         return cls(
-            name=name, layers=size("num_hidden_layers", 0), hidden=hidden, heads=heads,
-            kv_heads=size("num_key_value_heads", heads), head_dim=size("head_dim", hidden // max(heads, 1)),
+            name=name,
+            layers=size("num_hidden_layers", 0),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=size("num_key_value_heads", heads),
+            head_dim=size("head_dim", hidden // max(heads, 1)),
             intermediate=size("moe_intermediate_size", size("intermediate_size", 4 * hidden)),
-            vocab=size("vocab_size", 0), tied=bool(source.get("tie_word_embeddings", True)),
+            vocab=size("vocab_size", 0),
+            tied=bool(source.get("tie_word_embeddings", True)),
             gated_mlp=family not in {"gpt2", "gpt_neox", "opt", "phi"},
             attention_bias=bool(source.get("attention_bias", family == "qwen2")),
-            mlp_bias=bool(source.get("mlp_bias", False)), qk_norm=family.startswith("qwen3"),
+            mlp_bias=bool(source.get("mlp_bias", False)),
+            qk_norm=family.startswith("qwen3"),
             experts=size("num_local_experts", size("num_experts", size("n_routed_experts", 0))),
             experts_per_token=size("num_experts_per_tok", 0),
             max_positions=size("max_position_embeddings", 2048),

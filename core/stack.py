@@ -73,7 +73,11 @@ class StackSpec(BaseModel):
             ErrorGroup: every problem of the stack's frame at once, each with its path.
         """
         if not isinstance(data, Mapping):
-            raise ConfigError(f"a stack is a mapping, got {type(data).__name__}", where=source, fix="start with name:, model: and stages:")
+            raise ConfigError(
+                f"a stack is a mapping, got {type(data).__name__}",
+                where=source,
+                fix="start with name:, model: and stages:",
+            )
         errors: list[ConfigError] = []
         fields: dict[str, Any] = {str(key): value for key, value in data.items()}
         if "model" in fields:
@@ -84,7 +88,11 @@ class StackSpec(BaseModel):
             spec = cls.model_validate(fields)
         except ValidationError as error:
             broken = {item.where.partition("[")[0].partition(".")[0] for item in errors}
-            errors += [ConfigError(explain(item, cls), where=dotted(item["loc"])) for item in error.errors() if str(item["loc"][0]) not in broken]
+            errors += [
+                ConfigError(explain(item, cls), where=dotted(item["loc"]))
+                for item in error.errors()
+                if str(item["loc"][0]) not in broken
+            ]
         if errors:
             raise ErrorGroup(errors, f"{source}: {len(errors)} problem{'s' if len(errors) > 1 else ''}")
         return spec
@@ -107,7 +115,9 @@ class StackSpec(BaseModel):
         """
         try:
             if path.stat().st_size > MAX_BYTES:
-                raise ConfigError(f"larger than {MAX_BYTES} bytes", where=str(path), fix="a stack file holds references, not data")
+                raise ConfigError(
+                    f"larger than {MAX_BYTES} bytes", where=str(path), fix="a stack file holds references, not data"
+                )
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as cause:
             raise ConfigError(f"cannot read the stack: {cause}", where=str(path)) from cause
@@ -126,7 +136,9 @@ class StackSpec(BaseModel):
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return _plain(value.model_dump(mode="json") if isinstance(value, Ref) else as_ref(value, "").model_dump(mode="json"))
+        return _plain(
+            value.model_dump(mode="json") if isinstance(value, Ref) else as_ref(value, "").model_dump(mode="json")
+        )
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -142,7 +154,13 @@ def _collect(errors: list[ConfigError], read: Any) -> Any:
 
 def _stages(raw: object, errors: list[ConfigError]) -> list[StageSpec]:
     if not isinstance(raw, list | tuple):
-        errors.append(ConfigError(f"expected a list of stages, got {type(raw).__name__}", where="stages", fix="write `stages:` and a line `- train: {...}`"))
+        errors.append(
+            ConfigError(
+                f"expected a list of stages, got {type(raw).__name__}",
+                where="stages",
+                fix="write `stages:` and a line `- train: {...}`",
+            )
+        )
         return []
     found = []
     for index, item in enumerate(raw):
@@ -154,9 +172,19 @@ def _stages(raw: object, errors: list[ConfigError]) -> list[StageSpec]:
             continue
         kind, options = next(iter(item.items()))
         if kind not in STAGES:
-            errors.append(ConfigError(f"unknown stage {kind!r}", where=where, fix=did_you_mean(str(kind), STAGES, otherwise=f"known stages: {', '.join(STAGES)}")))
+            errors.append(
+                ConfigError(
+                    f"unknown stage {kind!r}",
+                    where=where,
+                    fix=did_you_mean(str(kind), STAGES, otherwise=f"known stages: {', '.join(STAGES)}"),
+                )
+            )
         elif not isinstance(options, Mapping):
-            errors.append(ConfigError(f"expected options, got {options!r}", where=f"{where}.{kind}", fix=f"write `- {kind}: {{...}}`"))
+            errors.append(
+                ConfigError(
+                    f"expected options, got {options!r}", where=f"{where}.{kind}", fix=f"write `- {kind}: {{...}}`"
+                )
+            )
         else:
             found.append(StageSpec(kind=str(kind), options={str(key): value for key, value in options.items()}))
     return found
@@ -169,10 +197,14 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed in a stack", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not allowed in a stack", problem_mark=self.peek_event().start_mark
+            )
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"nested deeper than {MAX_DEPTH}", problem_mark=self.peek_event().start_mark
+            )
         try:
             return super().compose_node(parent, index)
         finally:

@@ -32,17 +32,23 @@ class Train(StageConfig):
     steps: int = option(description="optimizer steps", unit="steps", gt=0, le=100_000_000)
     batch_size: int = option(8, "sequences per optimizer step, over all workers", unit="sequences", gt=0)
     micro_batch_size: int = option(1, "sequences of one forward pass on one worker", unit="sequences", gt=0)
-    sequence_length: int = option(1024, "tokens per sequence; examples are packed into it", unit="tokens", gt=1, le=16_777_216)
+    sequence_length: int = option(
+        1024, "tokens per sequence; examples are packed into it", unit="tokens", gt=1, le=16_777_216
+    )
     schedule: Literal["constant", "cosine", "linear"] = option("cosine", "shape of the learning rate after warm-up")
     warmup_steps: int = option(0, "steps over which the learning rate rises from zero", unit="steps", ge=0)
-    final_lr_fraction: float = option(0.1, "learning rate at the end, relative to its peak", unit="fraction", ge=0, le=1)
+    final_lr_fraction: float = option(
+        0.1, "learning rate at the end, relative to its peak", unit="fraction", ge=0, le=1
+    )
     clip_norm: float | None = option(1.0, "largest gradient norm; null never clips", gt=0)
     checkpoint_every: int = option(50, "steps between two checkpoints", unit="steps", gt=0)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Train:
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
         return self
@@ -50,13 +56,18 @@ class Train(StageConfig):
     def work(self, base: Work) -> Work:
         """One micro-batch per forward pass; the batch is shared between workers."""
         per_worker = -(-self.batch_size // base.workers)
-        return base.model_copy(update={
-            "sequences": self.micro_batch_size, "sequence_length": self.sequence_length, "steps": self.steps,
-            "micro_batches": max(1, -(-per_worker // self.micro_batch_size)), "trainable": base.model.parameters,
-        })
+        return base.model_copy(
+            update={
+                "sequences": self.micro_batch_size,
+                "sequence_length": self.sequence_length,
+                "steps": self.steps,
+                "micro_batches": max(1, -(-per_worker // self.micro_batch_size)),
+                "trainable": base.model.parameters,
+            }
+        )
 
     def cost(self, work: Work) -> Cost:
-        """Gradients in the compute dtype, saved activations, logits in fp32, and three forward passes' worth of FLOPs."""
+        """Gradients in the compute dtype, saved activations, fp32 logits, and three forward passes' worth of FLOPs."""
         forward = work.model.forward_flops(work.tokens, work.sequence_length // 2)
         passes = 4 if work.activation_checkpointing else 3
         return Cost(

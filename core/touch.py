@@ -42,8 +42,15 @@ class Touch(BaseModel):
 
     def meets(self, other: Touch) -> str:
         """Return a node that both name, directly or through a subtree, or ""."""
-        return min((max(mine, theirs, key=lambda node: (node.count("."), node))
-                    for mine in self.nodes for theirs in other.nodes if overlap(mine, theirs)), default="")
+        return min(
+            (
+                max(mine, theirs, key=lambda node: (node.count("."), node))
+                for mine in self.nodes
+                for theirs in other.nodes
+                if overlap(mine, theirs)
+            ),
+            default="",
+        )
 
 
 @lru_cache(maxsize=65536)
@@ -53,7 +60,9 @@ def overlap(one: str, two: str) -> bool:
 
 
 def _segments_meet(one: str, two: str) -> bool:
-    return any(fnmatchcase(a, b) or fnmatchcase(b, a) or _stars_meet(a, b) for a in _choices(one) for b in _choices(two))
+    return any(
+        fnmatchcase(a, b) or fnmatchcase(b, a) or _stars_meet(a, b) for a in _choices(one) for b in _choices(two)
+    )
 
 
 def _choices(segment: str) -> list[str]:
@@ -66,4 +75,6 @@ def _stars_meet(one: str, two: str) -> bool:
     if "*" not in one or "*" not in two:
         return False
     head_a, head_b, tail_a, tail_b = one.split("*")[0], two.split("*")[0], one.split("*")[-1], two.split("*")[-1]
-    return (head_a.startswith(head_b) or head_b.startswith(head_a)) and (tail_a.endswith(tail_b) or tail_b.endswith(tail_a))
+    return (head_a.startswith(head_b) or head_b.startswith(head_a)) and (
+        tail_a.endswith(tail_b) or tail_b.endswith(tail_a)
+    )

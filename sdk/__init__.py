@@ -5,7 +5,7 @@ Example:
     >>> stack = sl.Stack(
     ...     "first",
     ...     model=sl.use("model.hf", checkpoint="smollm2-135m-instruct"),
-    ...     stages=[sl.train(optimizer=sl.use("optimizer.adamw"), data=sl.use("data.jsonl", path="data.jsonl"), steps=10)],
+    ...     stages=[sl.train(optimizer=sl.use("optimizer.adamw"), data=sl.use("data.jsonl", path="a.jsonl"), steps=10)],
     ... )
     >>> plan = stack.plan(device="h100")
 
@@ -23,15 +23,32 @@ if TYPE_CHECKING:
     from stackloom.stack import Plan, Stack, stage, train
 
 _HOMES = {
-    "stackloom.core.errors": ("ArtifactError", "ConfigError", "EngineError", "FitError", "PluginError", "StackloomError"),
+    "stackloom.core.errors": (
+        "ArtifactError",
+        "ConfigError",
+        "EngineError",
+        "FitError",
+        "PluginError",
+        "StackloomError",
+    ),
     "stackloom.core.ref": ("Ref", "use"),
     "stackloom.stack": ("Plan", "Stack", "stage", "train"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "ArtifactError", "ConfigError", "EngineError", "FitError", "Plan", "PluginError", "Ref", "Stack", "StackloomError",
-    "stage", "train", "use",
+    "ArtifactError",
+    "ConfigError",
+    "EngineError",
+    "FitError",
+    "Plan",
+    "PluginError",
+    "Ref",
+    "Stack",
+    "StackloomError",
+    "stage",
+    "train",
+    "use",
 ]
 
 

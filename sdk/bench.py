@@ -1,7 +1,8 @@
-"""`stackloom bench`: the families that can be measured here; a row is printed only after its correctness was checked."""
+"""`stackloom bench`: the families that can be measured here. A row is printed only after its correctness check."""
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import subprocess
@@ -41,7 +42,10 @@ def run(names: Sequence[str], *, device: str = "cpu", quick: bool = False) -> Ro
         elif name in ops:
             rows += _bench_op(name, device, quick)
         else:
-            raise ConfigError(f"unknown family {name!r}", fix=did_you_mean(name, families(), otherwise=f"known: {', '.join(families())}"))
+            raise ConfigError(
+                f"unknown family {name!r}",
+                fix=did_you_mean(name, families(), otherwise=f"known: {', '.join(families())}"),
+            )
     return rows
 
 
@@ -65,10 +69,23 @@ def _bench_op(name: str, device: str, quick: bool) -> Rows:
 def _row(name: str, case: str, seconds: list[float], bar: float) -> dict[str, Any]:
     """A row with an absolute bar: `measured` is the median and `ratio` stays empty."""
     median = statistics.median(seconds)
-    return {"name": name, "case": case, "ratio": None, "bar": bar, "met": median <= bar, "floor_fraction": None, "error": None,
-            "device": find_device("cpu").title, "measured": round(median, 4), "unit": "s", "low": round(min(seconds), 4),
-            "high": round(max(seconds), 4), "runs": len(seconds), "python": platform.python_version(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {
+        "name": name,
+        "case": case,
+        "ratio": None,
+        "bar": bar,
+        "met": median <= bar,
+        "floor_fraction": None,
+        "error": None,
+        "device": find_device("cpu").title,
+        "measured": round(median, 4),
+        "unit": "s",
+        "low": round(min(seconds), 4),
+        "high": round(max(seconds), 4),
+        "runs": len(seconds),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _time(action: Callable[[], object], repeats: int) -> list[float]:
@@ -80,34 +97,33 @@ def _time(action: Callable[[], object], repeats: int) -> list[float]:
     return seconds[1:]  # the first run warms file caches
 
 
-def _stackloom(*arguments: str, home: str) -> None:
-    import os
-
-    command = [sys.executable, "-m", "stackloom", *arguments]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"STACKLOOM_HOME": home})
+def _stackloom(*arguments: str, home: str, site: str = "") -> None:
+    environment = os.environ | {"STACKLOOM_HOME": home, "PYTHONPATH": site}
+    subprocess.run([sys.executable, "-m", "stackloom", *arguments], check=True, capture_output=True, env=environment)
 
 
 def _cli(quick: bool) -> Rows:
-    """Cold start of `stackloom list`, and the same over 10,000 indexed plugins (as the difference)."""
-    from stackloom.registry.bench import synthetic_site
+    """Cold start of `stackloom list`, and what 10,000 more indexed plugins add to it, runs alternating."""
+    from stackloom.registry.bench import synthetic_plugins
 
-    repeats = 5 if quick else 15
-    with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
-        start = _time(lambda: _stackloom("list", home=few), repeats)
-        with synthetic_site(500 if quick else 10_000) as site:
-            import os
-
-            before = os.environ.get("PYTHONPATH")
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), before]))
-            try:
-                crowded = _time(lambda: _stackloom("list", home=many), repeats)
-            finally:
-                os.environ.pop("PYTHONPATH")
-                if before:
-                    os.environ["PYTHONPATH"] = before
-    base = statistics.median(start)
-    return [_row("cli", "list, cold start", start, CLI_BAR_SECONDS),
-            _row("cli", f"list over {500 if quick else 10_000} more plugins, added time", [max(0.0, value - base) for value in crowded], LIST_BAR_SECONDS)]
+    repeats, count = (5, 500) if quick else (15, 10_000)
+    few: list[float] = []
+    many: list[float] = []
+    with (
+        tempfile.TemporaryDirectory() as home,
+        tempfile.TemporaryDirectory() as crowd,
+        tempfile.TemporaryDirectory() as site,
+    ):
+        synthetic_plugins(Path(site), count)
+        _stackloom("list", home=crowd, site=site)  # indexes them once
+        for _ in range(repeats):
+            few += _time(lambda: _stackloom("list", home=home), 1)
+            many += _time(lambda: _stackloom("list", home=crowd, site=site), 1)
+    added = [more - less for less, more in zip(few, many, strict=True)]
+    return [
+        _row("cli", "list, cold start", few, CLI_BAR_SECONDS),
+        _row("cli", f"list over {count} more plugins, added time", added, LIST_BAR_SECONDS),
+    ]
 
 
 def _plan(quick: bool) -> Rows:
@@ -117,8 +133,16 @@ def _plan(quick: bool) -> Rows:
     from stackloom.registry import open_registry
     from stackloom.registry.discovery import unmet
 
-    stage = {"train": {"data": {"use": "data.jsonl", "path": "data.jsonl"}, "optimizer": {"use": "optimizer.muon"}, "steps": 10}}
-    spec = StackSpec.from_data({"name": "six", "model": {"use": "model.hf", "checkpoint": "smollm2-135m-instruct"}, "stages": [stage] * 6})
+    stage = {
+        "train": {
+            "data": {"use": "data.jsonl", "path": "data.jsonl"},
+            "optimizer": {"use": "optimizer.muon"},
+            "steps": 10,
+        }
+    }
+    spec = StackSpec.from_data(
+        {"name": "six", "model": {"use": "model.hf", "checkpoint": "smollm2-135m-instruct"}, "stages": [stage] * 6}
+    )
     with tempfile.TemporaryDirectory() as home, open_registry(home=Path(home)) as registry:
         seconds = _time(lambda: planning.plan(spec, registry, device="h100", unmet=unmet), 10 if quick else 30)
     return [_row("plan", "six train stages, after import", seconds, PLAN_BAR_SECONDS)]

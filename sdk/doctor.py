@@ -6,7 +6,6 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 from stackloom.core.devices import find_device
@@ -18,7 +17,9 @@ from stackloom.registry.discovery import unmet
 
 
 def _row(name: str, passed: bool, expected: str, actual: str, fix: str = "", *, required: bool = False) -> CheckRow:
-    return CheckRow(id=name, required=required, passed=passed, expected=expected, actual=actual, fix="" if passed else fix)
+    return CheckRow(
+        id=name, required=required, passed=passed, expected=expected, actual=actual, fix="" if passed else fix
+    )
 
 
 def doctor(registry: Registry) -> list[CheckRow]:
@@ -29,32 +30,56 @@ def doctor(registry: Registry) -> list[CheckRow]:
         _row("python", sys.version_info >= (3, 11), "3.11 or newer", python, "install a newer Python", required=True),
         _row("device", True, "a device of the table", f"{device.title}, {gib(device.memory_bytes)}"),
         *_extras(),
-        _row("registry", not registry.notices, "writable", "; ".join(registry.notices) or registry.url, "see the notice", required=False),
+        _row(
+            "registry",
+            not registry.notices,
+            "writable",
+            "; ".join(registry.notices) or "writable",
+            "see the notice",
+            required=False,
+        ),
     ]
     for plugin in sorted(registry.ids()):
         record = registry.get(plugin)
         missing = unmet(record.manifest)
-        rows.append(_row(plugin, not missing, "every requirement installed", "; ".join(missing) or f"{record.distribution} {record.version}", "install what is missing"))
-    rows += [_row(problem.source, False, "a plugin that can be used", problem.message, f"tell the author of {problem.distribution}, or uninstall it", required=True)
-             for problem in registry.problems()]
+        rows.append(
+            _row(
+                plugin,
+                not missing,
+                "every requirement installed",
+                "; ".join(missing) or f"{record.distribution} {record.version}",
+                "install what is missing",
+            )
+        )
+    rows += [
+        _row(
+            problem.source,
+            False,
+            "a plugin that can be used",
+            problem.message,
+            f"tell the author of {problem.distribution}, or uninstall it",
+            required=True,
+        )
+        for problem in registry.problems()
+    ]
     return rows
 
 
 def _extras() -> list[CheckRow]:
     """One row per extra of our own distribution: what of it is installed."""
-    wanted: dict[str, list[Requirement]] = {}
-    environment = default_environment()
-    for line in requires("stackloom") or ():
-        requirement = Requirement(line)
-        for extra in ("train", "ray", "serve", "envs"):
-            if requirement.marker and not requirement.marker.evaluate({**environment, "extra": ""}) and requirement.marker.evaluate({**environment, "extra": extra}):
-                wanted.setdefault(extra, []).append(requirement)
     rows = []
-    for extra, requirements in wanted.items():
-        lacking = [f"{item.name}{item.specifier}" for item in requirements if not _satisfied(item)]
-        rows.append(_row(f"extra {extra}", not lacking, ", ".join(item.name for item in requirements), f"missing {', '.join(lacking)}" if lacking else "installed",
-                         f"pip install 'stackloom[{extra}]'"))
+    for extra in ("train", "ray", "serve", "envs"):
+        wanted = [item for item in map(Requirement, requires("stackloom") or ()) if _belongs(item, extra)]
+        lacking = [f"{item.name}{item.specifier}" for item in wanted if not _satisfied(item)]
+        actual = f"missing {', '.join(lacking)}" if lacking else "installed"
+        expected = ", ".join(item.name for item in wanted)
+        rows.append(_row(f"extra {extra}", not lacking, expected, actual, f"pip install 'stackloom[{extra}]'"))
     return rows
+
+
+def _belongs(requirement: Requirement, extra: str) -> bool:
+    marker = requirement.marker
+    return marker is not None and not marker.evaluate({"extra": ""}) and marker.evaluate({"extra": extra})
 
 
 def _satisfied(requirement: Requirement) -> bool:
@@ -71,6 +96,19 @@ def import_plugin(registry: Registry, plugin: str, timeout: float) -> list[Check
     for part, target in (("config", record.manifest.config), ("component", record.manifest.component)):
         module, _, name = target.partition(":")
         found = probe(f"{record.package}.{module}", name, timeout=timeout)
-        what = f"{record.distribution} {record.version}: {found.error}" if found.error else f"imported in {found.seconds:.2f} s"
-        rows.append(_row(f"{plugin}: {part}", not found.error, f"{target} imports", what, found.traceback.strip() or f"tell the author of {record.distribution}", required=True))
+        what = (
+            f"{record.distribution} {record.version}: {found.error}"
+            if found.error
+            else f"imported in {found.seconds:.2f} s"
+        )
+        rows.append(
+            _row(
+                f"{plugin}: {part}",
+                not found.error,
+                f"{target} imports",
+                what,
+                found.traceback.strip() or f"tell the author of {record.distribution}",
+                required=True,
+            )
+        )
     return rows

@@ -23,8 +23,15 @@ def plan_text(plan: Plan, width: int = 110) -> str:
 
 def plan_table(plan: Plan) -> RenderableType:
     """Return the plan as rich tables: picks with their fits, cost per stage, then the verdict."""
-    head = Text.assemble((plan.name, "bold"), f" on {plan.device.title}, {plan.resources.dtype}, ", _workers(plan),
-                         f", seed {plan.seed}\n", f"{plan.shape.name}: ", count(plan.shape.parameters), " parameters")
+    head = Text.assemble(
+        (plan.name, "bold"),
+        f" on {plan.device.title}, {plan.resources.dtype}, ",
+        _workers(plan),
+        f", seed {plan.seed}\n",
+        f"{plan.shape.name}: ",
+        count(plan.shape.parameters),
+        " parameters",
+    )
     return Group(head, _picks(plan), _costs(plan), _verdict(plan))
 
 
@@ -50,23 +57,52 @@ def _fit(part: PlannedComponent) -> Text:
 
 def _costs(plan: Plan) -> Table:
     table = Table(title="Cost per stage and worker", title_justify="left", expand=False)
-    for column in ("stage", "weights", "gradients", "optimizer", "activations", "peak", "FLOPs/step", "wire/step", "time"):
+    for column in (
+        "stage",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "peak",
+        "FLOPs/step",
+        "wire/step",
+        "time",
+    ):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for stage in plan.stages:
         cost = stage.cost
-        sizes = (cost.weight_bytes, cost.gradient_bytes, cost.optimizer_bytes, cost.activation_bytes + cost.cache_bytes, cost.memory_bytes)
-        table.add_row(f"{stage.index} {stage.kind}", *map(gib, sizes), count(cost.flops), gib(cost.wire_bytes), duration(stage.seconds))
+        sizes = (
+            cost.weight_bytes,
+            cost.gradient_bytes,
+            cost.optimizer_bytes,
+            cost.activation_bytes + cost.cache_bytes,
+            cost.memory_bytes,
+        )
+        table.add_row(
+            f"{stage.index} {stage.kind}",
+            *map(gib, sizes),
+            count(cost.flops),
+            gib(cost.wire_bytes),
+            duration(stage.seconds),
+        )
     return table
 
 
 def _verdict(plan: Plan) -> Text:
     problems = plan.problems()
     share = plan.peak_bytes / plan.device.memory_bytes
-    lines = [Text(f"estimate: peak {gib(plan.peak_bytes)} of {gib(plan.device.memory_bytes)} ({share:.0%}), about {duration(plan.seconds)}")]
+    lines = [
+        Text(
+            f"estimate: peak {gib(plan.peak_bytes)} of {gib(plan.device.memory_bytes)} ({share:.0%}), "
+            f"about {duration(plan.seconds)}"
+        )
+    ]
     if plan.missing():
         lines.append(Text(f"to run it here: {'; '.join(plan.missing())}", style="yellow"))
     if problems:
-        lines.append(Text(f"this stack cannot work: {len(problems)} problem{'s' if len(problems) > 1 else ''}", style="bold red"))
+        lines.append(
+            Text(f"this stack cannot work: {len(problems)} problem{'s' if len(problems) > 1 else ''}", style="bold red")
+        )
         lines += [Text(f"- {problem}", style="red") for problem in problems]
     else:
         lines.append(Text("no conflicts; everything fits", style="bold green"))
@@ -85,4 +121,10 @@ def duration(seconds: float) -> str:
     """Write a duration for people: 12 s, 3 min, 1.5 h."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
+    return (
+        f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+        if seconds < 172_800
+        else f"{seconds / 86_400:.1f} d"
+    )

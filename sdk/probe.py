@@ -12,8 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEAVY = ("torch", "triton", "ray", "transformers")
-_WATCHED = ("socket.connect", "socket.bind", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename",
-            "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.symlink", "os.link", "os.putenv", "ctypes.dlopen")
+_WATCHED = (
+    "socket.connect",
+    "socket.bind",
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "os.chmod",
+    "os.symlink",
+    "os.link",
+    "os.putenv",
+    "ctypes.dlopen",
+)
 
 
 @dataclass(frozen=True)
@@ -45,20 +62,40 @@ def probe(module: str, attribute: str = "", *, timeout: float = 20.0, path: Sequ
         path: folders put before sys.path.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])]), "HOME": scratch,
-                                    "STACKLOOM_HOME": scratch, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "HOME": scratch,
+            "STACKLOOM_HOME": scratch,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
         answer = Path(scratch) / "answer.json"
         command = [sys.executable, "-m", "stackloom.probe", module, attribute, str(answer)]
         try:
-            done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+            done = subprocess.run(
+                command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            )
         except subprocess.TimeoutExpired:
             return Probe(error=f"did not finish within {timeout:g} s", seconds=timeout)
         try:
             report = json.loads(answer.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return Probe(error=f"ended its process with code {done.returncode} while it was imported", traceback=done.stderr[-4000:])
-    printed = [f"printed {text.strip().splitlines()[0]!r}" for text in (done.stdout, done.stderr) if text.strip() and not report["error"]]
-    return Probe(report["error"], report["traceback"], report["seconds"], tuple(report["heavy"]), tuple(report["effects"] + printed))
+            return Probe(
+                error=f"ended its process with code {done.returncode} while it was imported",
+                traceback=done.stderr[-4000:],
+            )
+    printed = [
+        f"printed {text.strip().splitlines()[0]!r}"
+        for text in (done.stdout, done.stderr)
+        if text.strip() and not report["error"]
+    ]
+    return Probe(
+        report["error"],
+        report["traceback"],
+        report["seconds"],
+        tuple(report["heavy"]),
+        tuple(report["effects"] + printed),
+    )
 
 
 def _child(module: str, attribute: str, answer: str) -> None:
@@ -77,7 +114,9 @@ def _child(module: str, attribute: str, answer: str) -> None:
             return
         if event == "open" and len(arguments) == 3:
             target, mode, flags = arguments
-            if (isinstance(mode, str) and set(mode) & set("wax+")) or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+            if (isinstance(mode, str) and set(mode) & set("wax+")) or (
+                isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            ):
                 effects.append(f"opened {target} for writing")
         elif event in _WATCHED:
             effects.append(f"{event} {arguments[0] if arguments else ''}"[:200])
@@ -98,9 +137,16 @@ def _child(module: str, attribute: str, answer: str) -> None:
     watching = False
     if os.environ != environment:
         effects.append("changed the environment")
-    effects += [f"left thread {thread.name} running" for thread in threading.enumerate() if thread is not threading.main_thread()]
+    effects += [
+        f"left thread {thread.name} running"
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread()
+    ]
     heavy = [name for name in HEAVY if name in sys.modules]
-    Path(answer).write_text(json.dumps({"error": error, "traceback": trace, "seconds": seconds, "heavy": heavy, "effects": effects}), encoding="utf-8")
+    Path(answer).write_text(
+        json.dumps({"error": error, "traceback": trace, "seconds": seconds, "heavy": heavy, "effects": effects}),
+        encoding="utf-8",
+    )
     sys.stdout.flush()
     os._exit(0)  # a thread or atexit handler of the module must not keep the probe
 

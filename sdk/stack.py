@@ -42,8 +42,12 @@ class Stack:
         ConfigError: every problem of the stack's frame at once.
     """
 
-    def __init__(self, name: str, *, model: Ref | ComponentConfig, stages: Sequence[StageSpec], seed: int = 0, **resources: Any) -> None:
-        self.spec = StackSpec.from_data({"name": name, "seed": seed, "resources": resources, "model": model, "stages": list(stages)}, name)
+    def __init__(
+        self, name: str, *, model: Ref | ComponentConfig, stages: Sequence[StageSpec], seed: int = 0, **resources: Any
+    ) -> None:
+        self.spec = StackSpec.from_data(
+            {"name": name, "seed": seed, "resources": resources, "model": model, "stages": list(stages)}, name
+        )
 
     @classmethod
     def _of(cls, spec: StackSpec) -> Self:
@@ -87,7 +91,8 @@ class Stack:
         return Plan(**dict(made))
 
     def __repr__(self) -> str:
-        return f"Stack({self.spec.name!r}, model={self.spec.model.use!r}, stages={[stage.kind for stage in self.spec.stages]})"
+        kinds = [stage.kind for stage in self.spec.stages]
+        return f"Stack({self.spec.name!r}, model={self.spec.model.use!r}, stages={kinds})"
 
 
 def stage(kind: str, **options: Any) -> StageSpec:

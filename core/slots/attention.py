@@ -57,7 +57,15 @@ class Attention(Protocol):
 
 
 SLOT = Slot(
-    name="attention", version=1, sits_in=("model",), protocol=Attention, config=ComponentConfig,
+    name="attention",
+    version=1,
+    sits_in=("model",),
+    protocol=Attention,
+    config=ComponentConfig,
     summary="token mixer of a layer: whole sequences, prefill and single steps on a cache",
-    features={"pages": "keeps per-token pages", "state": "keeps fixed-size state", "gqa": "fewer key/value heads than heads"},
+    features={
+        "pages": "keeps per-token pages",
+        "state": "keeps fixed-size state",
+        "gqa": "fewer key/value heads than heads",
+    },
 )

@@ -55,7 +55,11 @@ class Data(Protocol):
 
 
 SLOT = Slot(
-    name="data", version=1, sits_in=("train",), protocol=Data, config=ComponentConfig,
+    name="data",
+    version=1,
+    sits_in=("train",),
+    protocol=Data,
+    config=ComponentConfig,
     summary="examples with loss masks",
     features={"messages": "chat messages with tool calls", "text": "plain text", "prompt-completion": "pairs"},
 )

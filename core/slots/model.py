@@ -43,7 +43,11 @@ class Model(Protocol):
 
 
 SLOT = Slot(
-    name="model", version=1, sits_in=("model",), protocol=Model, config=ModelConfig,
+    name="model",
+    version=1,
+    sits_in=("model",),
+    protocol=Model,
+    config=ModelConfig,
     summary="builds or loads a transformers model",
     features={"attention": "takes an attention plugin for its token mixers", "pretrained": "loads trained weights"},
 )

@@ -11,8 +11,8 @@ from stackloom.core.slot import Slot
 class Optimizer(Protocol):
     """The component: a `torch.optim.Optimizer`, constructed as `Component(config, named_parameters)`.
 
-    `named_parameters` yields (name, Parameter) as `Module.named_parameters` does. Every parameter group has an "lr" that
-    a schedule may set before each step; `state_dict` and `load_state_dict` resume bit-exactly.
+    `named_parameters` yields (name, Parameter) as `Module.named_parameters` does. Every parameter group has an "lr"
+    that a schedule may set before each step; `state_dict` and `load_state_dict` resume bit-exactly.
     """
 
     param_groups: list[dict[str, Any]]
@@ -39,7 +39,15 @@ class Optimizer(Protocol):
 
 
 SLOT = Slot(
-    name="optimizer", version=1, sits_in=("train",), protocol=Optimizer, config=ComponentConfig,
+    name="optimizer",
+    version=1,
+    sits_in=("train",),
+    protocol=Optimizer,
+    config=ComponentConfig,
     summary="updates parameters from gradients",
-    features={"foreach": "updates tensors in batches", "matrix": "treats 2-D weights as matrices", "capturable": "runs inside a CUDA graph"},
+    features={
+        "foreach": "updates tensors in batches",
+        "matrix": "treats 2-D weights as matrices",
+        "capturable": "runs inside a CUDA graph",
+    },
 )

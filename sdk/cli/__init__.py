@@ -1,4 +1,4 @@
-"""The `stackloom` command: one verb, one job. Verbs live in this folder's modules and import what they need when called."""
+"""The `stackloom` command. Verbs live in this folder's modules and import what they need when called."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from stackloom.core.errors import StackloomError
 
 def make_app() -> typer.Typer:
     """Build the app from every module of this folder; a module adds its verbs in `register(app)`."""
-    app = typer.Typer(name="stackloom", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                      help="Compose agentic-model stacks from research plugins.")
+    app = typer.Typer(
+        name="stackloom",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        help="Compose agentic-model stacks from research plugins.",
+    )
 
     @app.callback()
     def options(
-        version: bool = typer.Option(False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+        version: bool = typer.Option(
+            False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
         debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
     ) -> None:
         pass
@@ -47,5 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
-        typer.secho(f"({type(error).__name__}: for {error.acts} to act on; --debug shows the traceback)", err=True, dim=True)
+        typer.secho(
+            f"({type(error).__name__}: for {error.acts} to act on; --debug shows the traceback)", err=True, dim=True
+        )
         sys.exit(1)

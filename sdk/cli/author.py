@@ -26,14 +26,16 @@ def new(
     from stackloom.scaffold import scaffold
 
     target = scaffold(slot, name, folder or Path(f"stackloom-{name}"))
-    typer.echo(f"wrote {target}\n\nnext:\n  pip install -e {target}\n  pytest {target}\n  stackloom check {slot}.{name}")
+    typer.echo(
+        f"wrote {target}\n\nnext:\n  pip install -e {target}\n  pytest {target}\n  stackloom check {slot}.{name}"
+    )
 
 
 def check(
     target: str = typer.Argument(help="An installed plugin's id, a project or plugin folder, or a wheel."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for machines."),
 ) -> None:
-    """Judge a plugin: manifest, imports, contract tests, docs, example. Its code runs in subprocesses only. Exit code 1 when it fails."""
+    """Judge a plugin: manifest, imports, contract tests, docs, example; its code runs in subprocesses only."""
     from stackloom.check import check as judge
     from stackloom.check import passed
     from stackloom.core.rows import to_json
@@ -52,7 +54,13 @@ def check(
 def print_checks(rows: Sequence[CheckRow]) -> None:
     """Print check rows for people: one line each, the reason and the fix below a failure."""
     for row in rows:
-        mark, colour = ("ok  ", typer.colors.GREEN) if row.passed else ("FAIL", typer.colors.RED) if row.required else ("note", typer.colors.YELLOW)
+        mark, colour = (
+            ("ok  ", typer.colors.GREEN)
+            if row.passed
+            else ("FAIL", typer.colors.RED)
+            if row.required
+            else ("note", typer.colors.YELLOW)
+        )
         typer.echo(f"{typer.style(mark, fg=colour)} {row.id}: {row.actual}")
         if not row.passed:
             typer.echo(f"       expected: {row.expected}")

@@ -13,11 +13,13 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    plugin: str = typer.Option(None, "--import", metavar="ID", help="Import this plugin in a subprocess and show what happens."),
+    plugin: str = typer.Option(
+        None, "--import", metavar="ID", help="Import this plugin in a subprocess and show what happens."
+    ),
     timeout: float = typer.Option(60.0, help="Seconds until that import is stopped.", min=0.1),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for machines."),
 ) -> None:
-    """Report on Python, device, extras, registry and every plugin, from metadata alone. Exit code 1 when a plugin is broken."""
+    """Report on Python, device, extras, registry and every plugin, from metadata alone."""
     from stackloom.cli.author import print_checks
     from stackloom.core.rows import to_json
     from stackloom.doctor import doctor as examine

@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 def bench(
     names: list[str] = typer.Argument(None, help="Families to run; none lists them."),
     device: str = typer.Option("cpu", help="cpu or cuda, for ops."),
-    quick: bool = typer.Option(False, "--quick", help="Fewer sizes and repetitions: a smoke test, not a figure to quote."),
+    quick: bool = typer.Option(
+        False, "--quick", help="Fewer sizes and repetitions: a smoke test, not a figure to quote."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON for machines."),
 ) -> None:
     """Measure ops, the registry, planning and the command line's start."""
@@ -29,7 +31,10 @@ def bench(
         print_json(rows)
         return
     columns = ("name", "case", "ratio", "bar", "met", "floor_fraction", "error", "device")
-    print_table((*columns, "measured"), [[*(_cell(row.get(column)) for column in columns), str(row.get("measured", ""))] for row in rows])
+    print_table(
+        (*columns, "measured"),
+        [[*(_cell(row.get(column)) for column in columns), str(row.get("measured", ""))] for row in rows],
+    )
 
 
 def _cell(value: object) -> str:

@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    stack: Path = typer.Argument(help="A stack (YAML) or a saved plan (JSON), which is checked against what is installed."),
+    stack: Path = typer.Argument(
+        help="A stack (YAML) or a saved plan (JSON), which is checked against what is installed."
+    ),
     device: str = typer.Option(None, help="Plan for this device: h100, a100, cpu, ...; see `stackloom show h100`."),
     save: Path = typer.Option(None, help="Write the plan to this file."),
     as_json: bool = typer.Option(False, "--json", help="Print the plan as JSON."),
@@ -29,7 +31,9 @@ def plan(
     with registry() as opened:
         if stack.suffix == ".json":
             if device:
-                raise ConfigError("a saved plan has its device", where=str(stack), fix="plan the stack file for another device")
+                raise ConfigError(
+                    "a saved plan has its device", where=str(stack), fix="plan the stack file for another device"
+                )
             made = Plan.from_file(stack)
             made.verify(opened)
         else:
@@ -37,8 +41,14 @@ def plan(
     if save:
         made.save(save)
     if as_json:
-        summary = {"ok": made.ok, "problems": [str(problem) for problem in made.problems()], "missing": made.missing(),
-                   "peak_bytes": made.peak_bytes, "seconds": made.seconds, "digest": made.digest}
+        summary = {
+            "ok": made.ok,
+            "problems": [str(problem) for problem in made.problems()],
+            "missing": made.missing(),
+            "peak_bytes": made.peak_bytes,
+            "seconds": made.seconds,
+            "digest": made.digest,
+        }
         typer.echo(json.dumps(summary | {"plan": made.model_dump(mode="json")}, indent=1))
     else:
         console().print(plan_table(made))

@@ -27,7 +27,8 @@ MODEL = """
         attention: Annotated[Ref | ComponentConfig | None, RefTo("attention")] = option(None, "mixer to put in")
 
         def shape(self):
-            return ModelShape(name="tiny", layers=self.layers, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=128, vocab=100)
+            sizes = dict(hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=128, vocab=100)
+            return ModelShape(name="tiny", layers=self.layers, **sizes)
 
         def cost(self, work):
             return Cost(parameters=work.model.parameters, weight_bytes=work.model.parameters * work.element_bytes)
@@ -50,7 +51,9 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder, self.records = folder, {}
 
-    def add(self, plugin: str, config: str = "", *, body: str = "", manifest: str = "", package: str | None = None) -> PluginRecord:
+    def add(
+        self, plugin: str, config: str = "", *, body: str = "", manifest: str = "", package: str | None = None
+    ) -> PluginRecord:
         slot, _, name = plugin.partition(".")
         package = package or f"site_{abs(hash(self.folder))}_{slot}_{name.replace('-', '_')}"
         folder = self.folder / package
@@ -66,13 +69,18 @@ class Site:
             summary = "made for a test"
             licence = "Apache-2.0"
             determinism = "exact"
-        """) + dedent(manifest or """
+        """) + dedent(
+            manifest
+            or """
             [can]
             dtypes = ["float32", "bfloat16"]
             devices = ["cpu", "cuda"]
-        """)
+        """
+        )
         (folder / "plugin.toml").write_text(table)
-        record = PluginRecord(parse_manifest(parse_toml(table.encode(), plugin), plugin), f"dist-{slot}-{name}", "1.0", package, folder)
+        record = PluginRecord(
+            parse_manifest(parse_toml(table.encode(), plugin), plugin), f"dist-{slot}-{name}", "1.0", package, folder
+        )
         self.records[plugin] = record
         return record
 

@@ -4,12 +4,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stackloom.core.chat import FORMATS, MAX_CALL_CHARS, Message, Tool, ToolCall, parse_tool_calls, render_call, tool_prompt
+from stackloom.core.chat import (
+    FORMATS,
+    MAX_CALL_CHARS,
+    Message,
+    Tool,
+    ToolCall,
+    parse_tool_calls,
+    render_call,
+    tool_prompt,
+)
 from stackloom.core.errors import ConfigError
 
-names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True).filter(lambda name: name not in {"in", "is", "if", "or", "as", "not", "and", "for", "def", "del", "try"})
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
-                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+names = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True).filter(
+    lambda name: name not in {"in", "is", "if", "or", "as", "not", "and", "for", "def", "del", "try"}
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
 calls = st.builds(ToolCall, names, st.dictionaries(names, json_values, max_size=3), st.just("call_0"))
 
 
@@ -29,11 +43,18 @@ def test_no_text_of_a_model_raises(text: str, format: str) -> None:
     assert all(isinstance(call.arguments, dict) for call in parsed.calls)
 
 
-@pytest.mark.parametrize(("text", "error"), [
-    ('<tool_call>{"name": "a", "arguments": {"x": NaN}}</tool_call>', "not JSON"), ("<tool_call>{</tool_call>", "not JSON"),
-    ('<tool_call>{"name": "a"', "not closed"), ("<tool_call>[1]</tool_call>", "JSON object, got list"), ('<tool_call>{"arguments": {}}</tool_call>', "needs a name"),
-    ('<tool_call>{"name": "a", "arguments": [1]}</tool_call>', "no JSON object"), ("<tool_call>" + '{"a":' * 5000 + "</tool_call>", "not JSON"),
-])
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('<tool_call>{"name": "a", "arguments": {"x": NaN}}</tool_call>', "not JSON"),
+        ("<tool_call>{</tool_call>", "not JSON"),
+        ('<tool_call>{"name": "a"', "not closed"),
+        ("<tool_call>[1]</tool_call>", "JSON object, got list"),
+        ('<tool_call>{"arguments": {}}</tool_call>', "needs a name"),
+        ('<tool_call>{"name": "a", "arguments": [1]}</tool_call>', "no JSON object"),
+        ("<tool_call>" + '{"a":' * 5000 + "</tool_call>", "not JSON"),
+    ],
+)
 def test_a_malformed_call_says_what_is_wrong(text: str, error: str) -> None:
     parsed = parse_tool_calls(text)
     assert parsed.calls == ()
@@ -48,12 +69,21 @@ def test_text_around_calls_is_kept_and_calls_are_numbered() -> None:
 
 
 def test_arguments_given_as_a_string_are_read() -> None:
-    assert parse_tool_calls('<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>').calls[0].arguments == {"x": 1}
+    assert parse_tool_calls('<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>').calls[0].arguments == {
+        "x": 1
+    }
 
 
 def test_a_list_of_calls_in_json_and_in_python() -> None:
-    assert [call.name for call in parse_tool_calls('```json\n[{"name": "a", "arguments": {}}, {"name": "b"}]\n```', format="json").calls] == ["a", "b"]
-    assert [call.arguments for call in parse_tool_calls("Sure: [a(x=1), b(y=[1, 'two'])]", format="pythonic").calls] == [{"x": 1}, {"y": [1, "two"]}]
+    assert [
+        call.name
+        for call in parse_tool_calls(
+            '```json\n[{"name": "a", "arguments": {}}, {"name": "b"}]\n```', format="json"
+        ).calls
+    ] == ["a", "b"]
+    assert [
+        call.arguments for call in parse_tool_calls("Sure: [a(x=1), b(y=[1, 'two'])]", format="pythonic").calls
+    ] == [{"x": 1}, {"y": [1, "two"]}]
 
 
 def test_a_pythonic_call_is_never_evaluated() -> None:
@@ -66,28 +96,54 @@ def test_a_message_of_absurd_length_is_not_parsed() -> None:
     assert "at most" in parse_tool_calls("<tool_call>" * MAX_CALL_CHARS).errors[0]
 
 
-@given(st.sampled_from(["system", "user", "assistant", "tool"]), st.text(max_size=50), st.lists(calls, max_size=2).map(tuple))
+@given(
+    st.sampled_from(["system", "user", "assistant", "tool"]),
+    st.text(max_size=50),
+    st.lists(calls, max_size=2).map(tuple),
+)
 def test_a_message_survives_the_openai_form(role: str, content: str, made: tuple[ToolCall, ...]) -> None:
     message = Message(role, content, made, "id" if role == "tool" else "")  # type: ignore[arg-type]
     assert Message.from_openai(message.to_openai()) == message
 
 
-@pytest.mark.parametrize("data", [{}, {"role": "robot"}, {"role": "user", "content": 3}, {"role": "user", "content": [{"type": "image_url"}]},
-                                  {"role": "assistant", "tool_calls": [{}]}, {"role": "assistant", "tool_calls": 3},
-                                  {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "x"}}]}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"role": "robot"},
+        {"role": "user", "content": 3},
+        {"role": "user", "content": [{"type": "image_url"}]},
+        {"role": "assistant", "tool_calls": [{}]},
+        {"role": "assistant", "tool_calls": 3},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "x"}}]},
+    ],
+)
 def test_what_is_no_openai_message_is_a_config_error(data: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Message.from_openai(data)
 
 
 def test_a_compact_signature_fits_one_line() -> None:
-    tool = Tool("add", "Add numbers", {"type": "object", "required": ["a"], "properties": {
-        "a": {"type": "number"}, "b": {"type": "array", "items": {"type": "integer"}}, "mode": {"enum": ["x", "y"]}}})
+    tool = Tool(
+        "add",
+        "Add numbers",
+        {
+            "type": "object",
+            "required": ["a"],
+            "properties": {
+                "a": {"type": "number"},
+                "b": {"type": "array", "items": {"type": "integer"}},
+                "mode": {"enum": ["x", "y"]},
+            },
+        },
+    )
     assert tool.signature() == 'add(a: number, b?: integer[], mode?: "x"|"y") - Add numbers'
     assert tool.signature() in tool_prompt([tool], compact=True)
 
 
-@pytest.mark.parametrize("tool", [{"name": "two words"}, {"name": ""}, {"name": "a", "input_schema": {"type": "array"}}])
+@pytest.mark.parametrize(
+    "tool", [{"name": "two words"}, {"name": ""}, {"name": "a", "input_schema": {"type": "array"}}]
+)
 def test_a_tool_that_no_protocol_takes_is_refused(tool: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Tool(description="", **tool)  # type: ignore[arg-type]

@@ -16,12 +16,14 @@ class Example(ComponentConfig):
 
 def test_an_option_without_description_is_refused_when_the_class_is_made() -> None:
     with pytest.raises(PluginError, match="rate"):
+
         class Bare(ComponentConfig):
             rate: float = 0.1
 
 
 def test_an_option_without_source_is_refused_when_the_class_is_made() -> None:
     with pytest.raises(PluginError, match="rate"):
+
         class Bare(ComponentConfig):
             rate: float = Field(0.1, description="declared without option()")
 

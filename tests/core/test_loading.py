@@ -9,12 +9,19 @@ from stackloom.core.errors import PluginError
 
 
 def config(body: str) -> str:
-    return f"from stackloom.core.config import ComponentConfig, option\n{body}\nclass Config(ComponentConfig):\n    lr: float = option(0.1, 'rate')\n"
+    head = "from stackloom.core.config import ComponentConfig, option"
+    return f"{head}\n{body}\nclass Config(ComponentConfig):\n    lr: float = option(0.1, 'rate')\n"
 
 
-@pytest.mark.parametrize(("body", "cause"), [
-    ("raise ValueError('boom')", "ValueError: boom"), ("import sys; sys.exit(3)", "SystemExit: 3"), ("import not_there", "not_there"), ("x = (", "SyntaxError"),
-])
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        ("raise ValueError('boom')", "ValueError: boom"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import not_there", "not_there"),
+        ("x = (", "SyntaxError"),
+    ],
+)
 def test_whatever_an_import_does_the_error_names_distribution_version_and_cause(site, body: str, cause: str) -> None:
     record = site.add("optimizer.broken", config(body))
     with pytest.raises(PluginError, match=cause) as caught:
@@ -46,6 +53,12 @@ def test_a_model_s_config_must_be_a_model_config(site) -> None:
 
 def test_a_plugin_for_another_version_of_the_contract_is_refused_before_its_import(site) -> None:
     record = site.add("optimizer.future", config("raise AssertionError('imported')"))
-    future = type(record)(record.manifest.model_copy(update={"slot_api": "optimizer/2"}), record.distribution, record.version, record.package, record.folder)
+    future = type(record)(
+        record.manifest.model_copy(update={"slot_api": "optimizer/2"}),
+        record.distribution,
+        record.version,
+        record.package,
+        record.folder,
+    )
     with pytest.raises(PluginError, match="made for optimizer/2; this stackloom has optimizer/1"):
         loading.load_config(future)

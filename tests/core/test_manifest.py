@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 from stackloom.core.manifest import MAX_BYTES, Manifest, ManifestError, parse_manifest, parse_toml, read_toml
 
 GOOD = {
-    "id": "optimizer.mona", "slot_api": "optimizer/1", "config": "config:MonaConfig", "component": "mona:Mona",
-    "summary": "an optimizer", "licence": "Apache-2.0", "determinism": "exact",
+    "id": "optimizer.mona",
+    "slot_api": "optimizer/1",
+    "config": "config:MonaConfig",
+    "component": "mona:Mona",
+    "summary": "an optimizer",
+    "licence": "Apache-2.0",
+    "determinism": "exact",
 }
 
 
@@ -26,12 +31,36 @@ def test_a_minimal_manifest_is_valid() -> None:
 
 
 def test_ten_errors_are_reported_at_once_with_their_paths() -> None:
-    found = problems({
-        "id": "Mona", "slot_api": "optimizer", "config": "config", "component": 3, "summary": "", "lifecycle": "done", "determinsm": "exact",
-        "needs": {"torch": "newest"}, "can": {"devices": ["tpu"], "dtype": []}, "claims": [{"name": "A", "statement": "s", "where": "", "metric": "m"}],
-    })
-    assert {"id", "slot_api", "config", "component", "summary", "lifecycle", "determinsm", "needs", "can.devices[0]", "can.dtype",
-            "claims[0].name", "claims[0].where", "licence", "determinism"} == set(found)
+    found = problems(
+        {
+            "id": "Mona",
+            "slot_api": "optimizer",
+            "config": "config",
+            "component": 3,
+            "summary": "",
+            "lifecycle": "done",
+            "determinsm": "exact",
+            "needs": {"torch": "newest"},
+            "can": {"devices": ["tpu"], "dtype": []},
+            "claims": [{"name": "A", "statement": "s", "where": "", "metric": "m"}],
+        }
+    )
+    assert {
+        "id",
+        "slot_api",
+        "config",
+        "component",
+        "summary",
+        "lifecycle",
+        "determinsm",
+        "needs",
+        "can.devices[0]",
+        "can.dtype",
+        "claims[0].name",
+        "claims[0].where",
+        "licence",
+        "determinism",
+    } == set(found)
     assert found["determinsm"] == "unknown key; did you mean 'determinism'?"
     assert found["can.dtype"] == "unknown key; did you mean 'dtypes'?"
     assert found["licence"] == "required, but missing"
@@ -70,13 +99,20 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 def test_every_field_of_the_exported_schema_is_described() -> None:
     schema = Manifest.model_json_schema()
     tables = [schema, *schema["$defs"].values()]
-    bare = [name for table in tables for name, field in table.get("properties", {}).items()
-            if "description" not in field and "$ref" not in field and field.get("items", {}).keys() != {"$ref"}]
+    bare = [
+        name
+        for table in tables
+        for name, field in table.get("properties", {}).items()
+        if "description" not in field and "$ref" not in field and field.get("items", {}).keys() != {"$ref"}
+    ]
     assert bare == []
 
 
-values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @given(st.dictionaries(st.sampled_from([*Manifest.model_fields, "nonsense"]), values, max_size=8))

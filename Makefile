@@ -1,0 +1,54 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything else is for developers.
+PYTHON ?= $(shell for p in python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help install demo test lint types check slow docs bench clean
+help:  ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## Create .venv and install stackloom for development.
+
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON=/path/to/python"; exit 1; }
+	@echo "installing into $(VENV) with $(PYTHON) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) -e '.[train,dev]'
+	@touch $@
+
+demo: install  ## Plan a first stack for this machine and for an H100.
+	$(BIN)/stackloom list
+	$(BIN)/stackloom plan examples/first_stack.yaml --device cpu
+	$(BIN)/stackloom plan examples/first_stack.yaml --device h100
+	@echo; echo "next: change examples/first_stack.yaml and plan it again; see README.md"
+
+test: install  ## Run the fast tests.
+	$(BIN)/python -m pytest -m "not slow and not gpu and not faults"
+
+slow: install  ## Run the slow and the fault tests.
+	$(BIN)/python -m pytest -m "(slow or faults) and not gpu"
+
+lint: install  ## Check style.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## Check types, strictly, as an installed package sees them.
+	@rm -rf build
+	@$(PIP) --no-deps --no-build-isolation --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy
+
+check: lint types test  ## Lint, check types, and run the fast tests.
+
+docs: install  ## Build the documentation into site/.
+	@$(PIP) -e '.[docs]'
+	$(BIN)/python docs/build.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+bench: install  ## Measure the planes and the ops on this machine.
+	$(BIN)/stackloom bench cli registry plan rms_norm int4_pack
+
+clean:  ## Remove the environment and everything built.
+	rm -rf .venv* build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

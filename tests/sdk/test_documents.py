@@ -1,0 +1,93 @@
+"""README, docs and examples say what is so."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stackloom.core.hooks import Hooks
+from stackloom.core.manifest import Manifest
+from stackloom.core.slots import slots
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_every_python_block_runs(page: Path) -> None:
+    for block in blocks(page, "python"):
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any("stages:" in block for block in blocks(page, "yaml"))],
+    ids=lambda page: page.name,
+)
+def test_every_stack_in_the_docs_can_be_planned(page: Path) -> None:
+    import stackloom as sl
+
+    for block in blocks(page, "yaml"):
+        if "stages:" in block:
+            assert sl.Stack.from_yaml(block).plan(device="h100").ok
+
+
+def test_the_generated_pages_are_current() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "build.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_every_example_runs(example: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(example)], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_every_slot_hook_verb_and_manifest_field_is_documented() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    verbs = ["list", "search", "show", "compare", "plan", "new", "check", "doctor", "bench"]
+    wanted = [
+        *(f"`{name}`" for name in slots()),
+        *(f"`{name}(" for name in vars(Hooks) if name.startswith("on_")),
+        *(f"## stackloom {verb}" for verb in verbs),
+        *(f"`{name}`" for name in Manifest.model_fields),
+    ]
+    assert [item for item in wanted if item not in text] == []
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    dead = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                dead.append(f"{page.relative_to(ROOT)} -> {target}")
+    assert dead == []
+
+
+def test_committed_evidence_has_the_stable_fields() -> None:
+    files = sorted((ROOT / "docs" / "evidence").rglob("*.json"))
+    assert files
+    for path in files:
+        rows = json.loads(path.read_text())
+        assert rows
+        assert all(
+            list(row)[:8] == ["name", "case", "ratio", "bar", "met", "floor_fraction", "error", "device"]
+            for row in rows
+            if "ratio" in row
+        ), path
+        assert all({"device", "date"} <= row.keys() for row in rows), path
