@@ -177,7 +177,7 @@ def parse_toml(content: bytes, source: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(content.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as cause:
+    except (ValueError, RecursionError) as cause:  # TOML, UTF-8, and integers beyond what Python converts
         raise ManifestError(source, [("", f"not TOML: {cause}")]) from cause
 
 

@@ -32,12 +32,15 @@ def sources(folder: str) -> list[Path]:
 
 
 def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, relative ones spelled out."""
+    folder, *inner = path.relative_to(ROOT).parent.parts or (".",)
+    package = ["stackloom", *([] if folder == "sdk" else [folder]), *inner]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
+            above = package[: len(package) - node.level + 1] if node.level else []
+            yield ".".join([*above, *([node.module] if node.module else [])])
 
 
 def plane(module: str) -> str | None:
