@@ -1,0 +1,1 @@
+"""How to be right without a GPU: interpreter fixes, memory traps, an offline driver, the laws every op obeys."""
