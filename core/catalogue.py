@@ -36,12 +36,13 @@ class PluginRecord:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the names and contents of the plugin folder's files, compiled Python aside."""
+        """sha256 over the plugin folder's files and the modules that its slot's folder shares, names included."""
+        shared = self.folder.parent.glob("*.py") if "." in self.package else ()
+        own = (path for path in self.folder.rglob("*") if "__pycache__" not in path.parts)
         total = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-                total.update(f"{path.relative_to(self.folder).as_posix()}\0{content}\n".encode())
+        for path in sorted(path for path in (*own, *shared) if path.is_file()):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            total.update(f"{path.relative_to(self.folder.parent).as_posix()}\0{content}\n".encode())
         return total.hexdigest()
 
 

@@ -54,6 +54,7 @@ class FitContext(BaseModel):
         stage_options: the stage's own resolved options, without its components.
         neighbours: ids of the other components of the same stage.
         workers: number of worker processes.
+        shard: how they hold the model: "none" for whole copies, "fsdp" for parameter shards.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,3 +66,4 @@ class FitContext(BaseModel):
     stage_options: dict[str, object] = Field(default_factory=dict)
     neighbours: tuple[str, ...] = ()
     workers: int = 1
+    shard: str = "none"

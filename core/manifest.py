@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stackloom.core.errors import PluginError, did_you_mean
 
@@ -46,20 +45,6 @@ class Conflict(_Table):
 
     plugin: str = Field(alias="with", description="plugin id, or '<slot>.*' for every plugin of a slot")
     reason: str = Field(description="what goes wrong, in a sentence that a user can act on", min_length=1)
-
-
-class ContractTable(_Table):
-    """How the slot's contract tests build the component when its options have no defaults."""
-
-    options: dict[str, JsonValue] = Field(
-        default_factory=dict, description="options; '{folder}' in a text stands for the plugin's folder"
-    )
-
-    @field_validator("options")
-    @classmethod
-    def _are_json(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        json.dumps(options, allow_nan=False)
-        return options
 
 
 class Claim(_Table):
@@ -105,7 +90,6 @@ class Manifest(_Table):
     needs: dict[str, str] = Field(default_factory=dict, description="distribution name to version specifier")
     can: Can = Field(default_factory=Can)
     conflicts: tuple[Conflict, ...] = ()
-    contract: ContractTable = Field(default_factory=ContractTable)
     claims: tuple[Claim, ...] = ()
 
     @property

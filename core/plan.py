@@ -64,6 +64,7 @@ class PlannedStage(_Part):
 
     Attributes:
         options: the stage's own options.
+        fits: what the stage itself says about its options and the model.
         seed: derived from the stack's seed and the stage's place.
         components: in the order of the stage's slots, nested ones after their owner.
         cost: per step and worker, model and components together.
@@ -74,6 +75,7 @@ class PlannedStage(_Part):
     kind: str
     seed: int
     options: dict[str, Any]
+    fits: tuple[Fit, ...]
     components: tuple[PlannedComponent, ...]
     cost: Cost
     seconds: float
@@ -130,6 +132,12 @@ class Plan(_Part):
             FitError(fit.reason, where=f"{part.path} ({part.plugin})")
             for part in self.components()
             for fit in part.fits
+            if not fit.ok
+        ]
+        found += [
+            FitError(fit.reason, where=f"stages[{stage.index}].{stage.kind}")
+            for stage in self.stages
+            for fit in stage.fits
             if not fit.ok
         ]
         found += [FitError(clash.reason, where=clash.where) for clash in self.clashes]
@@ -253,6 +261,7 @@ def plan(
         model=shape,
         device=target,
         dtype=spec.resources.dtype,
+        sequences=0,
         workers=spec.resources.workers,
         activation_checkpointing=spec.resources.activation_checkpointing,
     )
@@ -262,6 +271,7 @@ def plan(
         dtype=spec.resources.dtype,
         stage="model",
         workers=spec.resources.workers,
+        shard=spec.resources.shard,
         neighbours=tuple(part.record.id for part in model),
     )
     planned_model = tuple(_planned(part, context, _cost(part, base), unmet) for part in model)
@@ -443,6 +453,11 @@ def _own_options(config: StageConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={field for field, _, _ in config.nested()})
 
 
+def _stage_fits(config: StageConfig, context: FitContext) -> list[Fit]:
+    answer = config.fit(context)
+    return answer if isinstance(answer, list) else [answer]
+
+
 def _planned_stage(
     index: int,
     config: StageConfig,
@@ -475,6 +490,7 @@ def _planned_stage(
         kind=config.kind,
         seed=seed_for(spec.seed, index, config.kind),
         options=_own_options(config),
+        fits=tuple(_stage_fits(config, context)),
         components=tuple(_planned(part, context, cost, unmet) for part, cost in zip(parts, costs, strict=True)),
         cost=total,
         seconds=work.steps * max(total.flops / rate, moved / device.bandwidth),

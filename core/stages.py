@@ -9,6 +9,7 @@ from pydantic import model_validator
 from stackloom.core.config import ComponentConfig, option
 from stackloom.core.cost import Cost, Work
 from stackloom.core.devices import DTYPE_BYTES
+from stackloom.core.fit import Fit, FitContext
 from stackloom.core.ref import Ref, RefTo
 
 
@@ -28,6 +29,9 @@ class Train(StageConfig):
     kind = "train"
 
     data: Annotated[Ref | ComponentConfig, RefTo("data")] = option(description="examples to train on")
+    adapter: Annotated[Ref | ComponentConfig | None, RefTo("adapter")] = option(
+        None, "trains a few parameters beside frozen weights; null trains all"
+    )
     optimizer: Annotated[Ref | ComponentConfig, RefTo("optimizer")] = option(description="updates the parameters")
     steps: int = option(description="optimizer steps", unit="steps", gt=0, le=100_000_000)
     batch_size: int = option(8, "sequences per optimizer step, over all workers", unit="sequences", gt=0)
@@ -52,6 +56,14 @@ class Train(StageConfig):
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
         return self
+
+    def fit(self, ctx: FitContext) -> Fit:
+        """Sequences must not be longer than the model's positions."""
+        if self.sequence_length > ctx.model.max_positions:
+            return Fit.no(
+                f"sequence_length {self.sequence_length} exceeds the model's {ctx.model.max_positions} positions"
+            )
+        return Fit.yes()
 
     def work(self, base: Work) -> Work:
         """One micro-batch per forward pass; the batch is shared between workers."""
@@ -95,4 +107,51 @@ def activation_bytes(work: Work) -> float:
     return head + layer * model.layers
 
 
-STAGES: dict[str, type[StageConfig]] = {stage.kind: stage for stage in (Train,)}
+class Quantize(StageConfig):
+    """Post-training quantization."""
+
+    kind = "quantize"
+
+    quantizer: Annotated[Ref | ComponentConfig, RefTo("quantizer")] = option(description="how weights are stored")
+    data: Annotated[Ref | ComponentConfig | None, RefTo("data")] = option(
+        None, "calibration examples; null gives a quantizer that needs them none"
+    )
+    calibration_sequences: int = option(32, "calibration sequences", unit="sequences", gt=0)
+    sequence_length: int = option(512, "tokens of each", unit="tokens", gt=1)
+
+
+class Evaluate(StageConfig):
+    """Pass rates on an environment's tasks, and perplexity on data; the model goes through unchanged."""
+
+    kind = "evaluate"
+
+    environment: Annotated[Ref | ComponentConfig | None, RefTo("environment")] = option(None, "tasks to attempt")
+    reasoner: Annotated[Ref | ComponentConfig | None, RefTo("reasoner")] = option(
+        None, "how attempts become one answer; null makes a single attempt"
+    )
+    data: Annotated[Ref | ComponentConfig | None, RefTo("data")] = option(None, "text whose perplexity is measured")
+    split: Literal["train", "held-out"] = option("held-out", "which of the environment's tasks")
+    tasks: int = option(200, "how many tasks", unit="tasks", gt=0)
+    turns: int = option(8, "most assistant messages of one attempt", unit="messages", gt=0)
+    max_tokens: int = option(160, "most tokens of one assistant message", unit="tokens", gt=0)
+    temperature: float = option(0.0, "sampling temperature of an attempt", ge=0)
+    sequences: int = option(64, "sequences of the perplexity", unit="sequences", gt=0)
+    sequence_length: int = option(512, "tokens of each", unit="tokens", gt=1)
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Evaluate:
+        if self.environment is None and self.data is None:
+            raise ValueError("nothing to evaluate: give an environment, data, or both")
+        return self
+
+
+class Export(StageConfig):
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads without stackloom."""
+
+    kind = "export"
+
+    format: Literal["hf"] = option("hf", "hf: a Hugging Face folder; quantized weights are written dequantized")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "of the written weights")
+
+
+STAGES: dict[str, type[StageConfig]] = {stage.kind: stage for stage in (Train, Quantize, Evaluate, Export)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stackloom.core.devices import find_device
-from stackloom.core.errors import ConfigError, did_you_mean
+from stackloom.core.errors import ConfigError, EngineError, did_you_mean
 
 Rows = list[dict[str, Any]]
 CLI_BAR_SECONDS = 0.5
@@ -61,7 +61,10 @@ def _bench_op(name: str, device: str, quick: bool) -> Rows:
         from stackloom.kernels import bench as kernels_bench
     except ModuleNotFoundError as cause:
         raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[train]'") from None
-    return list(kernels_bench.run([name], device=device, quick=quick))
+    try:
+        return list(kernels_bench.run([name], device=device, quick=quick))
+    except kernels_bench.ContractRed as red:
+        raise EngineError(f"not measured: {red}", where=name, fix=f"run `pytest tests/kernels -k {name}`") from red
 
 
 def _row(name: str, case: str, seconds: list[float], bar: float) -> dict[str, Any]:

@@ -193,9 +193,28 @@ def test_a_device_without_the_dtype_is_a_misfit(site) -> None:
     assert any("does not compute in bfloat16" in text for text in misfits(plan(stack(), site, device="t4")))
 
 
+def test_sequences_longer_than_the_model_s_positions_are_refused(site) -> None:
+    assert misfits(plan(stack(train={"sequence_length": 4096}), site, device="h100")) == [
+        "stages[0].train: sequence_length 4096 exceeds the model's 2048 positions"
+    ]
+
+
+def test_a_module_that_the_slot_s_plugins_share_is_part_of_their_digest(site) -> None:
+    record = site.add("optimizer.nested", package="site_nested")
+    inner = record.folder / "plugins" / "nested"
+    inner.mkdir(parents=True)
+    before, after = (
+        type(record)(record.manifest, record.distribution, record.version, "site_nested.plugins.nested", inner)
+        for _ in range(2)
+    )
+    first = before.digest
+    (inner.parent / "shared.py").write_text("x = 1")
+    assert after.digest != first
+
+
 def test_a_model_too_large_for_the_device_says_how_large(site) -> None:
     made = plan(
-        stack(train={"micro_batch_size": 512, "batch_size": 512, "sequence_length": 1_000_000}), site, device="rtx4090"
+        stack(train={"micro_batch_size": 8192, "batch_size": 8192, "sequence_length": 2048}), site, device="rtx4090"
     )
     assert any("needs" in text and "NVIDIA GeForce RTX 4090" in text for text in misfits(made))
 

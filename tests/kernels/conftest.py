@@ -1,5 +1,5 @@
-"""Collects every op's contract. Without ``-m gpu`` kernels are interpreted on the CPU; with it they run on the CUDA
-device."""
+"""Collects every op's contract. Without ``-m gpu`` kernels are interpreted on the CPU (see ../conftest.py); with it
+they run on the CUDA device."""
 
 import importlib.util
 import os
@@ -10,26 +10,7 @@ import pytest
 
 
 def _wants_gpu(config: pytest.Config) -> bool:
-    return "gpu" in config.getoption("markexpr", "").replace("not gpu", "")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if _wants_gpu(config):
-        return
-    os.environ["TRITON_INTERPRET"] = "1"
-    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning:triton")
-    early = [name for name in sys.modules if name.startswith("stackloom.kernels.") and name.endswith(".triton")]
-    if early:  # triton reads the variable when it decorates
-        raise pytest.UsageError(
-            f"imported before tests/kernels/conftest.py could ask for the interpreter: {', '.join(early)}"
-        )
-    try:
-        from stackloom.kernels.tooling import interpreter
-    except ModuleNotFoundError as absent:
-        if absent.name != "triton":
-            raise
-    else:
-        interpreter.install()
+    return os.environ.get("TRITON_INTERPRET") != "1"  # ../conftest.py reads -m
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

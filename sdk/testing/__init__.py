@@ -1,0 +1,65 @@
+"""The author kit: one contract class per slot, and what tests of a plugin need.
+
+Example:
+    >>> from stackloom.testing import OptimizerContract
+    >>> class TestMySGD(OptimizerContract):
+    ...     plugin = "optimizer.my-sgd"
+    ...     options = {"lr": 0.1}
+
+Nothing is imported until it is used, so that pytest loads its plugin without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stackloom.testing.comparison import relative_error
+    from stackloom.testing.contracts.attention import AttentionContract
+    from stackloom.testing.contracts.data import DataContract
+    from stackloom.testing.contracts.model import ModelContract
+    from stackloom.testing.contracts.optimizer import OptimizerContract
+    from stackloom.testing.contracts.plugin import PluginContract
+    from stackloom.testing.lookup import build, contract_for, record
+    from stackloom.testing.tiny import tiny_parameters, tiny_shape
+    from stackloom.testing.tokenizer import tiny_tokenizer
+
+_HOMES = {
+    "stackloom.testing.comparison": ("relative_error",),
+    "stackloom.testing.contracts.attention": ("AttentionContract",),
+    "stackloom.testing.contracts.data": ("DataContract",),
+    "stackloom.testing.contracts.model": ("ModelContract",),
+    "stackloom.testing.contracts.optimizer": ("OptimizerContract",),
+    "stackloom.testing.contracts.plugin": ("PluginContract",),
+    "stackloom.testing.lookup": ("build", "contract_for", "record"),
+    "stackloom.testing.tiny": ("tiny_parameters", "tiny_shape"),
+    "stackloom.testing.tokenizer": ("tiny_tokenizer",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AttentionContract",
+    "DataContract",
+    "ModelContract",
+    "OptimizerContract",
+    "PluginContract",
+    "build",
+    "contract_for",
+    "record",
+    "relative_error",
+    "tiny_parameters",
+    "tiny_shape",
+    "tiny_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'stackloom.testing' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
