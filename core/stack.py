@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +55,8 @@ class StackSpec(BaseModel):
     Attributes:
         name: of the stack and of its run folder.
         seed: every random choice of the run derives from it.
-        resources, model, stages: see DESIGN; a stage is written `- train: {...}`.
+        resources, model, stages: what it runs on, with and through; a stage is written `- train: {...}`.
+        trackers: plugins that listen to the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +66,7 @@ class StackSpec(BaseModel):
     resources: Resources = Resources()
     model: Ref
     stages: tuple[StageSpec, ...] = Field(min_length=1)
+    trackers: tuple[Ref, ...] = ()
 
     @classmethod
     def from_data(cls, data: object, source: str = "stack") -> StackSpec:
@@ -82,6 +85,8 @@ class StackSpec(BaseModel):
         fields: dict[str, Any] = {str(key): value for key, value in data.items()}
         if "model" in fields:
             fields["model"] = _collect(errors, lambda: as_ref(fields["model"], "model"))
+        if "trackers" in fields:
+            fields["trackers"] = _trackers(fields["trackers"], errors)
         if "stages" in fields:
             fields["stages"] = _stages(fields["stages"], errors)
         try:
@@ -127,7 +132,7 @@ class StackSpec(BaseModel):
         """Return plain data that `from_data` reads back."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         data["stages"] = [{stage.kind: _plain(stage.options)} for stage in self.stages]
-        return {key: data[key] for key in ("name", "seed", "resources", "model", "stages") if key in data}
+        return {key: data[key] for key in ("name", "seed", "resources", "model", "stages", "trackers") if key in data}
 
     def to_yaml(self) -> str:
         """Return the stack as YAML."""
@@ -150,6 +155,16 @@ def _collect(errors: list[ConfigError], read: Any) -> Any:
     except ConfigError as error:
         errors.append(error)
         return None
+
+
+def _trackers(raw: object, errors: list[ConfigError]) -> list[Ref]:
+    if not isinstance(raw, list | tuple):
+        errors.append(
+            ConfigError("expected a list of trackers", where="trackers", fix="write `trackers: [tracker.jsonl]`")
+        )
+        return []
+    found = [_collect(errors, partial(as_ref, item, f"trackers[{index}]")) for index, item in enumerate(raw)]
+    return [ref for ref in found if ref is not None]
 
 
 def _stages(raw: object, errors: list[ConfigError]) -> list[StageSpec]:

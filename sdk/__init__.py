@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stackloom.core.errors import ArtifactError, ConfigError, EngineError, FitError, PluginError, StackloomError
     from stackloom.core.ref import Ref, use
-    from stackloom.stack import Plan, Stack, stage, train
+    from stackloom.stack import Plan, Stack, evaluate, export, quantize, stage, train
 
 _HOMES = {
     "stackloom.core.errors": (
@@ -30,9 +30,12 @@ _HOMES = {
         "FitError",
         "PluginError",
         "StackloomError",
+        "evaluate",
+        "export",
+        "quantize",
     ),
     "stackloom.core.ref": ("Ref", "use"),
-    "stackloom.stack": ("Plan", "Stack", "stage", "train"),
+    "stackloom.stack": ("Plan", "Stack", "evaluate", "export", "quantize", "stage", "train"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -46,6 +49,9 @@ __all__ = [
     "Ref",
     "Stack",
     "StackloomError",
+    "evaluate",
+    "export",
+    "quantize",
     "stage",
     "train",
     "use",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import statistics
@@ -21,6 +22,7 @@ Rows = list[dict[str, Any]]
 CLI_BAR_SECONDS = 0.5
 LIST_BAR_SECONDS = 0.3
 PLAN_BAR_SECONDS = 0.150
+CHECK_BAR_SECONDS = 60.0
 
 
 def families() -> list[str]:
@@ -155,4 +157,17 @@ def _registry(quick: bool) -> Rows:
     return list(measure(quick=quick))
 
 
-_PLANES: dict[str, Callable[[bool], Rows]] = {"cli": _cli, "registry": _registry, "plan": _plan}
+def _kit(quick: bool) -> Rows:
+    """`stackloom check` of a freshly scaffolded plugin: installation, imports, contract, example."""
+    from stackloom.scaffold import scaffold
+
+    rows = []
+    for slot in ("optimizer",) if quick else ("attention", "data", "model", "optimizer"):
+        with tempfile.TemporaryDirectory() as home:
+            folder = scaffold(slot, "mine", Path(home) / "project")
+            seconds = _time(functools.partial(_stackloom, "check", str(folder), home=home), 1 if quick else 3)
+        rows.append(_row("kit", f"check of a new {slot} plugin", seconds, CHECK_BAR_SECONDS))
+    return rows
+
+
+_PLANES: dict[str, Callable[[bool], Rows]] = {"cli": _cli, "registry": _registry, "plan": _plan, "kit": _kit}

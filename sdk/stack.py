@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from stackloom.core import plan as planning
 from stackloom.core.catalogue import Catalogue
 from stackloom.core.config import ComponentConfig
 from stackloom.core.ref import Ref
 from stackloom.core.stack import StackSpec, StageSpec
+
+if TYPE_CHECKING:
+    from stackloom.run.runner import Display, Run
 
 
 class Plan(planning.Plan):
@@ -20,6 +23,26 @@ class Plan(planning.Plan):
         from stackloom.plan_table import plan_text
 
         return plan_text(self)
+
+    def run(self, *, folder: str | Path | None = None, display: Display | None = None) -> Run:
+        """Run the plan on this machine, or go on with it where it stopped; writes report.html at the end.
+
+        Args:
+            folder: for everything it makes; runs/<name>-<digest> if absent.
+            display: what is told about progress; silent if absent.
+
+        Raises:
+            FitError: the stack cannot work.
+            ConfigError: requirements are missing, plugins changed, or the folder is taken.
+        """
+        from stackloom.registry import open_registry
+        from stackloom.report import write_report
+        from stackloom.run import runner
+
+        with open_registry() as registry:
+            made = runner.run(self, registry, folder=Path(folder) if folder else None, display=display)
+            write_report(made.folder, registry)
+        return made
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON and return the path."""
@@ -34,7 +57,8 @@ class Stack:
     Args:
         name: of the stack and of its runs.
         model: reference to a model plugin, or its config object.
-        stages: in order; `train(...)` or `stage("train", ...)`.
+        stages: in order; `train(...)`, `quantize(...)`, `evaluate(...)`, `export(...)`.
+        trackers: plugins that listen to the run.
         seed: every random choice derives from it.
         resources: device, dtype, workers, shard, activation_checkpointing.
 
@@ -43,11 +67,17 @@ class Stack:
     """
 
     def __init__(
-        self, name: str, *, model: Ref | ComponentConfig, stages: Sequence[StageSpec], seed: int = 0, **resources: Any
+        self,
+        name: str,
+        *,
+        model: Ref | ComponentConfig,
+        stages: Sequence[StageSpec],
+        trackers: Sequence[Ref | ComponentConfig] = (),
+        seed: int = 0,
+        **resources: Any,
     ) -> None:
-        self.spec = StackSpec.from_data(
-            {"name": name, "seed": seed, "resources": resources, "model": model, "stages": list(stages)}, name
-        )
+        frame = {"name": name, "seed": seed, "resources": resources, "model": model}
+        self.spec = StackSpec.from_data(frame | {"stages": list(stages), "trackers": list(trackers)}, name)
 
     @classmethod
     def _of(cls, spec: StackSpec) -> Self:
@@ -98,6 +128,21 @@ class Stack:
 def stage(kind: str, **options: Any) -> StageSpec:
     """Return a stage of any kind: `stage("train", steps=10, ...)`."""
     return StageSpec(kind=kind, options=options)
+
+
+def quantize(**options: Any) -> StageSpec:
+    """Return a quantize stage; its options are listed by `stackloom show quantize --schema`."""
+    return stage("quantize", **options)
+
+
+def evaluate(**options: Any) -> StageSpec:
+    """Return an evaluate stage; its options are listed by `stackloom show evaluate --schema`."""
+    return stage("evaluate", **options)
+
+
+def export(**options: Any) -> StageSpec:
+    """Return an export stage; its options are listed by `stackloom show export --schema`."""
+    return stage("export", **options)
 
 
 def train(**options: Any) -> StageSpec:

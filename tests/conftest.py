@@ -1,9 +1,11 @@
-"""Settings of every test."""
+"""Settings of every test; asks for Triton's interpreter before any other conftest can import triton."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,16 +18,17 @@ else:
     settings.load_profile("stackloom")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Ask for Triton's interpreter before anything imports triton, which reads the variable when it decorates.
+def _wants_gpu(arguments: list[str]) -> bool:
+    """Whether `-m` selects the gpu tests, read from the command line because options are parsed after conftests."""
+    marks = [value for flag, value in itertools.pairwise(arguments) if flag == "-m"]
+    marks += [word.removeprefix("-m") for word in arguments if word.startswith("-m") and word != "-m"]
+    return any("gpu" in mark.replace("not gpu", "") for mark in marks)
 
-    With `-m gpu` kernels run on the device instead.
-    """
-    if "gpu" in config.getoption("markexpr", "").replace("not gpu", ""):
-        os.environ.pop("TRITON_INTERPRET", None)
-        return
-    os.environ["TRITON_INTERPRET"] = "1"
-    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning:triton")
+
+if Path(sys.argv[0]).name in {"pytest", "__main__.py"} and _wants_gpu(sys.argv[1:]):
+    os.environ.pop("TRITON_INTERPRET", None)
+else:
+    os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when it decorates
     if "triton" in sys.modules:
         raise pytest.UsageError("triton was imported before tests/conftest.py could ask for its interpreter")
     try:
@@ -35,3 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
             raise
     else:
         interpreter.install()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """numpy's warning comes from the interpreter itself."""
+    config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning:triton")

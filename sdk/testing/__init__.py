@@ -16,22 +16,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stackloom.testing.comparison import relative_error
+    from stackloom.testing.contracts.adapter import AdapterContract
     from stackloom.testing.contracts.attention import AttentionContract
     from stackloom.testing.contracts.data import DataContract
+    from stackloom.testing.contracts.environment import ByteChat, EnvironmentContract, ScriptedGenerator
     from stackloom.testing.contracts.model import ModelContract
     from stackloom.testing.contracts.optimizer import OptimizerContract
     from stackloom.testing.contracts.plugin import PluginContract
+    from stackloom.testing.contracts.quantizer import QuantizerContract
+    from stackloom.testing.contracts.reasoner import ReasonerContract
+    from stackloom.testing.contracts.tracker import TrackerContract
+    from stackloom.testing.llama import llama_shape, tiny_llama
     from stackloom.testing.lookup import build, contract_for, record
     from stackloom.testing.tiny import tiny_parameters, tiny_shape
     from stackloom.testing.tokenizer import tiny_tokenizer
 
 _HOMES = {
     "stackloom.testing.comparison": ("relative_error",),
+    "stackloom.testing.contracts.adapter": ("AdapterContract",),
     "stackloom.testing.contracts.attention": ("AttentionContract",),
     "stackloom.testing.contracts.data": ("DataContract",),
+    "stackloom.testing.contracts.environment": ("ByteChat", "EnvironmentContract", "ScriptedGenerator"),
     "stackloom.testing.contracts.model": ("ModelContract",),
     "stackloom.testing.contracts.optimizer": ("OptimizerContract",),
     "stackloom.testing.contracts.plugin": ("PluginContract",),
+    "stackloom.testing.contracts.quantizer": ("QuantizerContract",),
+    "stackloom.testing.contracts.reasoner": ("ReasonerContract",),
+    "stackloom.testing.contracts.tracker": ("TrackerContract",),
+    "stackloom.testing.llama": ("llama_shape", "tiny_llama"),
     "stackloom.testing.lookup": ("build", "contract_for", "record"),
     "stackloom.testing.tiny": ("tiny_parameters", "tiny_shape"),
     "stackloom.testing.tokenizer": ("tiny_tokenizer",),
@@ -39,15 +51,24 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AdapterContract",
     "AttentionContract",
+    "ByteChat",
     "DataContract",
+    "EnvironmentContract",
     "ModelContract",
     "OptimizerContract",
     "PluginContract",
+    "QuantizerContract",
+    "ReasonerContract",
+    "ScriptedGenerator",
+    "TrackerContract",
     "build",
     "contract_for",
+    "llama_shape",
     "record",
     "relative_error",
+    "tiny_llama",
     "tiny_parameters",
     "tiny_shape",
     "tiny_tokenizer",

@@ -11,7 +11,7 @@ from stackloom.testing.tiny import tiny_shape
 
 
 def llama_shape(**changes: object) -> ModelShape:
-    """Return a shape that `tiny_llama` can build: two layers, grouped queries, an untied head, no biases, no head norms.
+    """Return a shape that `tiny_llama` can build: two layers, grouped queries, an untied head, no biases.
 
     Example:
         >>> llama_shape(tied=True).qk_norm
@@ -36,7 +36,7 @@ def tiny_llama(shape: ModelShape | None = None, dtype: torch.dtype = torch.float
     shape = shape or llama_shape()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(
+        model: Any = LlamaForCausalLM(
             LlamaConfig(
                 hidden_size=shape.hidden,
                 intermediate_size=shape.intermediate,

@@ -61,14 +61,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slot", SLOTS)
-def test_a_new_project_passes_check_in_under_a_minute(stackloom, tmp_path: Path, slot: str) -> None:
-    import time
-
+def test_a_new_project_passes_check(stackloom, tmp_path: Path, slot: str) -> None:
     folder = tmp_path / "project"
     assert stackloom("new", slot, "mine", "--folder", str(folder)).returncode == 0
-    start = time.monotonic()
     report = stackloom("check", str(folder), "--json")
-    seconds = time.monotonic() - start
     rows = json.loads(report.stdout)
     assert [row for row in rows if not row["passed"]] == []
     assert report.returncode == 0
@@ -80,7 +76,6 @@ def test_a_new_project_passes_check_in_under_a_minute(stackloom, tmp_path: Path,
         "README",
         "example",
     }
-    assert seconds < 60, "the bar of the author's kit, measured on an idle machine"
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from stackloom.core.errors import ArtifactError, ConfigError, ErrorGroup, did_you_mean
 from stackloom.core.slots.data import Example, Tokenizer
+from stackloom.plugins.data.chat_masking import MaskingError, mask_assistant
 from stackloom.plugins.data.jsonl.config import JsonlConfig
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -196,20 +197,10 @@ def _from_prompt(record: Record, tokenizer: Tokenizer) -> tuple[list[int], list[
 def _from_messages(record: Record, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     """Train on what the assistant writes: from the end of the generation prompt to the end of its message."""
     messages, tools = _conversation(record)
-    tokens = _render(tokenizer, messages, tools)
-    mask = [False] * len(tokens)
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(tokenizer, messages[:place], tools, add_generation_prompt=True)
-        through = _render(tokenizer, messages[: place + 1], tools)
-        if through[: len(before)] != before or tokens[: len(through)] != through:
-            raise BadLineError(
-                f"messages[{place}]: the chat template renders the conversation up to here differently from the "
-                "same part of the whole, so no loss mask is right; split the conversation after this message"
-            )
-        mask[len(before) : len(through)] = [True] * (len(through) - len(before))
-    return tokens, mask
+    try:
+        return mask_assistant(messages, tools, tokenizer)
+    except MaskingError as problem:
+        raise BadLineError(str(problem)) from None
 
 
 def _conversation(record: Record) -> tuple[list[Record], list[Record] | None]:
@@ -234,19 +225,6 @@ def _conversation(record: Record) -> tuple[list[Record], list[Record] | None]:
     if not any(message["role"] == "assistant" for message in messages):
         raise BadLineError("no assistant message")
     return messages, tools
-
-
-def _render(
-    tokenizer: Tokenizer, messages: list[Record], tools: list[Record] | None, *, add_generation_prompt: bool = False
-) -> list[int]:
-    """Render with the model's own template and encode; the template writes the special tokens."""
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except Exception as cause:  # noqa: BLE001 - templates are programs of the model's authors and raise what they like
-        raise BadLineError(f"the chat template refuses {len(messages)} messages: {cause}") from None
-    return tokenizer.encode(_clean(text, "the rendered conversation"), add_special_tokens=False)
 
 
 def _opening(text: str, tokenizer: Tokenizer) -> list[int]:

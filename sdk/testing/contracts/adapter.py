@@ -6,6 +6,7 @@ Shape legend: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class AdapterContract(PluginContract):
         assert cost.weight_bytes == sum(parameter.numel() * parameter.element_size() for parameter in held)
 
     def test_touches_name_what_is_wrapped(self) -> None:
-        _, model, names = self.injected()
+        _, _, names = self.injected()
         touches = self.config().touches(self.context())
         assert all(touch.mode == "wrap" for touch in touches)
         nodes = [node for touch in touches for node in touch.nodes]
@@ -150,7 +151,7 @@ class AdapterContract(PluginContract):
         assert [name for name, _ in model.named_parameters()] == names
 
     def test_merge_keeps_the_outputs_and_leaves_the_plain_model(self, dtype: str) -> None:
-        """Within the rounding of the merged weights, which every layer passes on."""
+        """Within the rounding of the merged weights, which every layer passes on; Llama's norms compute in float32."""
         self.need("merge")
         adapter, model, _ = self.trained(dtype)
         kinds = {name: type(module) for name, module in self.model(dtype).named_modules()}
@@ -160,7 +161,8 @@ class AdapterContract(PluginContract):
         assert {parameter.dtype for parameter in model.parameters()} == {torch_dtype(dtype)}
         assert all(parameter.requires_grad for parameter in model.parameters())
         roundings = 8 * self.shape().layers  # linear layers and norms one after the other
-        assert relative_error(_logits(model, self.tokens(2)), before) < 2 * roundings * eps(torch_dtype(dtype))
+        unit = max(eps(torch_dtype(dtype)), eps(torch.float32))
+        assert relative_error(_logits(model, self.tokens(2)), before) < 2 * roundings * unit
         assert relative_error(before, _logits(self.model(dtype), self.tokens(2))) > 0
 
     def test_merge_without_an_adapter_is_refused(self) -> None:
@@ -184,7 +186,7 @@ class AdapterContract(PluginContract):
 
     def test_damaged_files_are_refused_and_change_nothing(self, tmp_path: Path) -> None:
         self.need("peft")
-        adapter, model, names = self.trained()
+        adapter, model, _ = self.trained()
         good = tmp_path / "good"
         adapter.save(model, good, "base")
         loaded, twin, _ = self.injected(seed=9)
@@ -202,10 +204,11 @@ class AdapterContract(PluginContract):
         self.need("peft")
         adapter, model, _ = self.trained()
         adapter.save(model, tmp_path, "base")
-        for attempt in (
+        attempts: list[Callable[[], object]] = [
             lambda: self.component().load(self.model(), tmp_path),
             lambda: self.component().save(self.model(), tmp_path / "nothing", "base"),
-        ):
+        ]
+        for attempt in attempts:
             with pytest.raises(FitError):
                 attempt()
 
@@ -215,7 +218,7 @@ def _truncate(path: Path, share: float) -> None:
     path.write_bytes(content[: int(len(content) * share)])
 
 
-_DAMAGES = [
+_DAMAGES: list[Callable[[Path, Path], object]] = [
     lambda config, weights: config.unlink(),
     lambda config, weights: weights.unlink(),
     lambda config, weights: config.write_text("{"),
@@ -252,7 +255,7 @@ def _gradients(model: Any, names: list[str], tokens: Tensor) -> dict[str, Tensor
 
 
 def _train(adapter: Any, model: Any, tokens: Tensor, steps: int) -> None:
-    """Take Adam steps that move every entry by about 0.01, then tell the schedule that it has ended."""
+    """Take Adam steps that move every entry by about 0.01; a schedule ends with the last of them."""
     model.train()
     optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.01)
     for step in range(steps):
@@ -260,4 +263,3 @@ def _train(adapter: Any, model: Any, tokens: Tensor, steps: int) -> None:
         optimizer.zero_grad()
         torch.autograd.backward(_loss(model, tokens))
         optimizer.step()
-    adapter.on_step(steps, steps)

@@ -6,6 +6,7 @@ Shape legend: B sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -144,10 +145,11 @@ class QuantizerContract(PluginContract):
     def test_quantizing_twice_is_refused(self) -> None:
         quantizer, model, _ = self.quantized()
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        for attempt in (
+        attempts: list[Callable[[], object]] = [
             lambda: quantizer.quantize(model, self.calibration()),
             lambda: self.component().rebuild(model),
-        ):
+        ]
+        for attempt in attempts:
             with pytest.raises(FitError):
                 attempt()
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -194,7 +196,7 @@ class QuantizerContract(PluginContract):
             with pytest.raises(FitError):
                 self.component().quantize(self.model(), [])
         else:
-            tokens = [row for row in self.tokens(3)]
+            tokens = list(self.tokens(3))
             model = self.model()
             self.component().quantize(model, tokens)
             assert torch.equal(_logits(model, self.tokens()), _logits(self.quantized()[1], self.tokens()))

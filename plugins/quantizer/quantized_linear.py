@@ -1,0 +1,150 @@
+"""A linear layer with int8 or packed int4 weights, and activations in float or int8.
+
+Shape legend: M tokens, N out features, K in features, G groups of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name
+from torch import Tensor, nn
+
+from stackloom.core.errors import FitError
+from stackloom.kernels.int4_pack import pack_int4, unpack_int4
+from stackloom.plugins.quantizer.grid import dequantize_groups, quantize_tokens
+from stackloom.plugins.quantizer.integer_matmul import int8_matmul
+
+
+class QuantizedLinear(nn.Module):
+    """`x W' + b` with W on an integer grid.
+
+    With float activations the weight is dequantized to the input's dtype for the product. With int8 activations each
+    token is quantized as it comes (`quantize_tokens`), the products are summed in integers, per group of the weight,
+    and the sums are scaled in float32; this path has no gradient.
+
+    Args:
+        in_features, out_features: K and N.
+        bits: 4 (packed in pairs) or 8.
+        group: elements of a row that share a scale; divides K.
+        int8_activations: how inputs are treated.
+        bias: whether there is one; it keeps the layer's dtype.
+        device, dtype: of the float layer that this one stands for.
+
+    Attributes:
+        qweight: (N, K) int8, or (N, ceil(K / 2)) uint8 with two int4 each; zero until `put`.
+        scale: (N, G) float32; casts of the model leave it in float32.
+    """
+
+    qweight: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bits: int,
+        group: int,
+        int8_activations: bool,
+        bias: bool,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bits, self.group = in_features, out_features, bits, group
+        self.int8_activations, self.dtype = int8_activations, dtype
+        width = in_features if bits == 8 else (in_features + 1) // 2
+        kind = torch.int8 if bits == 8 else torch.uint8
+        self.register_buffer("qweight", torch.zeros(out_features, width, dtype=kind, device=device))
+        self.register_buffer("scale", torch.zeros(out_features, in_features // group, device=device))
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
+
+    @classmethod
+    def like(cls, linear: nn.Linear, *, bits: int, group: int, int8_activations: bool) -> QuantizedLinear:
+        """Return an empty layer of a linear layer's sizes, device, dtype and mode."""
+        made = cls(
+            linear.in_features,
+            linear.out_features,
+            bits=bits,
+            group=group,
+            int8_activations=int8_activations,
+            bias=linear.bias is not None,
+            device=linear.weight.device,
+            dtype=linear.weight.dtype,
+        )
+        return made.train(linear.training)
+
+    @torch.no_grad()
+    def put(self, q_NK: Tensor, scale_NG: Tensor, bias_N: Tensor | None) -> None:
+        """Take integers (N, K), scales (N, G) and a bias (N,)."""
+        self.qweight.copy_(q_NK if self.bits == 8 else pack_int4(q_NK))
+        self.scale.copy_(scale_NG)
+        if self.bias is not None and bias_N is not None:
+            self.bias.copy_(bias_N)
+
+    def integers(self) -> Tensor:
+        """Return the weight's integers (N, K) int8."""
+        if self.bits == 8:
+            return self.qweight
+        chosen = "auto" if self.qweight.is_cuda else "reference"
+        return unpack_int4(self.qweight, self.in_features, implementation=chosen)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight (N, K)."""
+        return dequantize_groups(self.integers(), self.scale, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., K) to (..., N) in x's dtype.
+
+        Raises:
+            FitError: int8 activations, and x needs a gradient.
+        """
+        if not self.int8_activations:
+            return F.linear(x, self.dequantized(x.dtype), self.bias)
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise FitError(
+                "int8 activations have no gradient", fix="train before quantizing, or run under torch.no_grad()"
+            )
+        with torch.no_grad():
+            output_MN = self._in_integers(x.reshape(-1, self.in_features)).to(x.dtype)
+        return output_MN.reshape(*x.shape[:-1], self.out_features)
+
+    def _in_integers(self, x_MK: Tensor) -> Tensor:
+        """Return the output (M, N) in float32."""
+        q_MK, token_scale_M1 = quantize_tokens(x_MK)
+        w_NK = self.integers()
+        sums_MN = torch.zeros(x_MK.shape[0], self.out_features, device=x_MK.device)
+        for place, first in enumerate(range(0, self.in_features, self.group)):
+            part = slice(first, first + self.group)
+            sums_MN += int8_matmul(q_MK[:, part], w_NK[:, part]).float() * self.scale[:, place]
+        output_MN = sums_MN * token_scale_M1
+        return output_MN if self.bias is None else output_MN + self.bias.float()
+
+    def extra_repr(self) -> str:
+        """Describe the layer for `print(model)`."""
+        scheme = describe(self.bits, self.group, self.in_features, self.int8_activations)
+        return f"{self.in_features}, {self.out_features}, {scheme}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast the layer, the scales in float32 all the way: `model.to(bfloat16)` must not change weights."""
+        before = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != torch.float32:
+            self.scale = before.to(self.scale.device)
+        if self.bias is not None:
+            self.dtype = self.bias.dtype
+        return self
+
+
+def describe(bits: int, group: int, in_features: int, int8_activations: bool) -> str:
+    """Return the scheme for people: "W4 g64, A8 per token".
+
+    Example:
+        >>> describe(8, 576, 576, True)
+        'W8 per channel, A8 per token'
+    """
+    weight = f"W{bits} per channel" if group == in_features else f"W{bits} g{group}"
+    return f"{weight}, A8 per token" if int8_activations else f"{weight}, float activations"

@@ -1,0 +1,163 @@
+"""run, resume, diff, report, export: stacks that run, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from stackloom.output import console, print_json, print_table, registry
+
+if TYPE_CHECKING:
+    from stackloom.run.runner import Display
+    from stackloom.stack import Plan
+
+_QUIET = typer.Option(False, "--quiet", "-q", help="Print errors only.")
+_JSON = typer.Option(False, "--json", help="Print one JSON object per event.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command()(run)
+    app.command()(resume)
+    app.command()(diff)
+    app.command()(report)
+    app.command()(export)
+
+
+def run(
+    stack: Path = typer.Argument(help="A stack (YAML) or a saved plan (JSON)."),
+    folder: Path = typer.Option(None, help="For everything the run makes; default runs/NAME-DIGEST."),
+    device: str = typer.Option(None, help="Run on this device instead of the stack's: cpu, or the GPU's name."),
+    quiet: bool = _QUIET,
+    as_json: bool = _JSON,
+) -> None:
+    """Plan a stack, print the plan, and run it; the same call goes on with a run that was stopped."""
+    from stackloom.core.errors import ConfigError
+    from stackloom.stack import Plan, Stack
+
+    if stack.suffix == ".json":
+        if device:
+            raise ConfigError(
+                "a saved plan has its device", where=str(stack), fix="run the stack file for another device"
+            )
+        made = Plan.from_file(stack)
+    else:
+        made = Stack.from_file(stack).plan(device=device)
+    _run(made, folder, quiet, as_json)
+
+
+def resume(
+    folder: Path = typer.Argument(help="The folder of a run that was stopped."),
+    quiet: bool = _QUIET,
+    as_json: bool = _JSON,
+) -> None:
+    """Go on with a run where it stopped, with the plan that it began with."""
+    from stackloom.run.lineage import plan_of
+    from stackloom.stack import Plan
+
+    _run(Plan(**dict(plan_of(folder))), folder, quiet, as_json)
+
+
+def _run(plan: Plan, folder: Path | None, quiet: bool, as_json: bool) -> None:
+    from stackloom.plan_table import plan_table
+    from stackloom.run.runner import default_folder
+
+    folder = folder or default_folder(plan)
+    if not (quiet or as_json):
+        console().print(plan_table(plan))
+        typer.echo(f"\nrunning in {folder}; stop it at any time, `stackloom resume {folder}` goes on\n")
+    display = _display(quiet, as_json)
+    with display:
+        made = plan.run(folder=folder, display=display)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "event": "finished",
+                    "folder": str(made.folder),
+                    "report": str(made.folder / "report.html"),
+                    "seconds": sum(made.seconds),
+                }
+            )
+        )
+    elif not quiet:
+        peak, planned = max(made.peak_bytes) / 2**30, plan.peak_bytes / 2**30
+        typer.echo(f"\ndone in {sum(made.seconds):.0f} s, peak memory {peak:.2f} GiB (planned {planned:.2f})")
+        typer.echo(
+            f"report: {made.folder / 'report.html'}\nagain, skipping what is done: stackloom resume {made.folder}"
+        )
+
+
+def _display(quiet: bool, as_json: bool) -> Display:
+    from stackloom.run.display import JsonDisplay, LiveDisplay, QuietDisplay
+
+    return QuietDisplay() if quiet else JsonDisplay(sys.stdout) if as_json else LiveDisplay(console())
+
+
+def diff(
+    first: Path = typer.Argument(help="A run folder or a saved plan."),
+    second: Path = typer.Argument(help="Another."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON for machines."),
+) -> None:
+    """Compare two runs or plans: what was asked for, and what came out, with paired intervals."""
+    from stackloom.run.lineage import differences
+
+    found = differences(first, second)
+    if as_json:
+        print_json(found)
+        return
+    rows = [[key, *(json.dumps(value) for value in values)] for key, values in found["plan"].items()]
+    if rows:
+        print_table(("plan", str(first), str(second)), rows)
+    else:
+        typer.echo("the plans are the same")
+    for index, metrics in found["metrics"].items():
+        shown = [
+            [name, *(f"{value:.4g}" for value in values)]
+            for name, values in metrics.items()
+            if isinstance(values, list)
+        ]
+        print_table((f"stage {index}", str(first), str(second)), shown)
+        if (change := metrics.get("pass_rate_difference")) and change["interval"]:
+            low, high = change["interval"]
+            shown_change = f"{change['value']:+.3f} (95 % {low:+.3f} to {high:+.3f})"
+            typer.echo(f"pass rate, second minus first on {change['count']} shared tasks: {shown_change}")
+
+
+def report(folder: Path = typer.Argument(help="A run folder, finished or not.")) -> None:
+    """Write a run's report.html anew."""
+    from stackloom.report import write_report
+    from stackloom.run.lineage import plan_of
+
+    plan_of(folder)
+    with registry() as opened:
+        typer.echo(f"wrote {write_report(folder, opened)}")
+
+
+def export(
+    folder: Path = typer.Argument(help="A run folder."),
+    target: Path = typer.Argument(help="Where the Hugging Face folder goes; must not exist."),
+    dtype: str = typer.Option("bfloat16", help="Of the written weights: float32, bfloat16, float16."),
+) -> None:
+    """Write a run's model as a folder that transformers loads without stackloom."""
+    from stackloom.core.errors import ConfigError
+    from stackloom.core.plan import PlannedStage
+    from stackloom.run import export as stage
+    from stackloom.run.context import StageContext
+    from stackloom.run.lineage import model_lineage, plan_of
+
+    if target.exists():
+        raise ConfigError("is there already", where=str(target), fix="name another folder")
+    if dtype not in {"float32", "bfloat16", "float16"}:
+        raise ConfigError(f"unknown dtype {dtype!r}", where="--dtype", fix="float32, bfloat16 or float16")
+    plan = plan_of(folder)
+    last: PlannedStage = plan.stages[-1]
+    made = last.model_copy(update={"kind": "export", "options": {"format": "hf", "dtype": dtype}, "components": ()})
+    with registry() as opened:
+        lineage = tuple(model_lineage(folder))
+        stage.run(StageContext("", plan, made, "", target, target, lineage, opened))
+    typer.echo(f"wrote {target}; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it")

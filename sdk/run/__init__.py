@@ -1,0 +1,1 @@
+"""Running a plan: stages in order, each from an artifact to an artifact, resumable at any moment."""
