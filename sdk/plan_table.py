@@ -51,7 +51,7 @@ def _picks(plan: Plan) -> Table:
 
 def _fit(part: PlannedComponent) -> Text:
     lines = [Text(fit.reason or "fits", style=_STYLE[fit.severity]) for fit in part.fits]
-    lines += [Text(need, style="yellow") for need in part.missing]
+    lines += [Text(need.partition("\n")[0], style="yellow") for need in part.missing]
     return Text("\n").join(lines)
 
 
@@ -98,7 +98,8 @@ def _verdict(plan: Plan) -> Text:
         )
     ]
     if plan.missing():
-        lines.append(Text(f"to run it here: {'; '.join(plan.missing())}", style="yellow"))
+        fixes = dict.fromkeys(need.partition("fix: ")[2] for need in plan.missing())
+        lines.append(Text(f"to run it here: {'; '.join(filter(None, fixes))}", style="yellow"))
     if problems:
         lines.append(
             Text(f"this stack cannot work: {len(problems)} problem{'s' if len(problems) > 1 else ''}", style="bold red")

@@ -39,8 +39,14 @@ class Plan(planning.Plan):
         from stackloom.report import write_report
         from stackloom.run import runner
 
+        place = Path(folder) if folder else runner.default_folder(self)
         with open_registry() as registry:
-            made = runner.run(self, registry, folder=Path(folder) if folder else None, display=display)
+            try:
+                made = runner.run(self, registry, folder=place, display=display)
+            except Exception:
+                if runner.holds(place, self):
+                    write_report(place, registry)
+                raise
             write_report(made.folder, registry)
         return made
 

@@ -7,12 +7,14 @@ import hashlib
 import importlib
 import json
 import os
+import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def run(plan: Plan, registry: Registry, *, folder: Path | None = None, display: 
             another process runs in it.
     """
     check(plan, registry)
-    folder, display = folder or default_folder(plan), display or Display()
+    folder, display = (folder or default_folder(plan)).resolve(), display or Display()
     with locked(folder):
         _claim(folder, plan)
         identity = registry.ledger.begin(plan.name, plan.model_dump(mode="json"), plan.digest, folder)
@@ -189,6 +191,12 @@ def _claim(folder: Path, plan: Plan) -> None:
         )
 
 
+def holds(folder: Path, plan: Plan) -> bool:
+    """Whether a folder is a run of this plan, begun or finished."""
+    path = folder / PLAN_FILE
+    return path.is_file() and Plan.from_file(path).digest == plan.digest
+
+
 def stage_key(plan: Plan, stage: PlannedStage, before: str) -> str:
     """Return the content address of a stage: its options, components, seed, resources, and the key of what it gets."""
     content = stage.model_dump(mode="json", include={"kind", "seed", "options"})
@@ -248,10 +256,29 @@ def _stages(made: Run, registry: Registry, display: Display, listeners: dict[str
         made.peak_bytes.append(
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         )
+        _record(made)
         registry.ledger.finish_stage(made.id, stage.index)
         if artifact.card.kind in MODEL_KINDS:
             lineage.append(artifact)
         before = key
+
+
+def _record(made: Run) -> None:
+    """Write what the run measured of itself; a skipped stage keeps what it measured when it ran."""
+    path = made.folder / RESULT_FILE
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"seconds": [], "peak_bytes": []}
+    for name, now in (("seconds", made.seconds), ("peak_bytes", made.peak_bytes)):
+        kept = earlier[name]
+        for index, (value, seconds) in enumerate(zip(now, made.seconds, strict=True)):
+            if index >= len(kept):
+                kept.append(value)
+            elif seconds:
+                kept[index] = value
+    used = {"stackloom", "torch", "transformers", *(part.distribution for part in made.plan.components())}
+    earlier["versions"] = {"python": platform.python_version()} | {name: version(name) for name in sorted(used)}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(earlier, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _finished(target: Path, key: str) -> Artifact | None:

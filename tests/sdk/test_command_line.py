@@ -249,3 +249,32 @@ def test_a_corrupted_registry_is_rebuilt_with_one_notice(stackloom, tmp_path: Pa
     assert listed.stderr.count("notice:") == 1
     assert list((tmp_path / "home").glob("*corrupt*"))
     assert stackloom("list").stderr == ""
+
+
+HIDE = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "triton", "transformers", "ray"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def test_without_torch_everything_but_running_works_and_says_what_to_install(stackloom, tmp_path: Path) -> None:
+    site = tmp_path / "hidden"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(HIDE)
+    for verb in (
+        ["list"],
+        ["show", "attention.full"],
+        ["plan", "examples/first_stack.yaml", "--device", "h100"],
+        ["doctor"],
+    ):
+        assert stackloom(*verb, site=site).returncode == 0
+    refused = stackloom("bench", "rms_norm", site=site)
+    assert refused.returncode == 1
+    assert "torch is not installed" in refused.stderr
+    assert "pip install 'stackloom[train]'" in refused.stderr

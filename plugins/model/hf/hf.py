@@ -1,4 +1,4 @@
-"""Loads a Hugging Face causal language model from safetensors, and puts an attention plugin into it if asked to."""
+"""Loads a Hugging Face causal language model, from safetensors or the embedded GGUF; puts in an attention plugin."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from stackloom.core.config import ComponentConfig
 from stackloom.core.errors import ArtifactError, ConfigError
 from stackloom.core.shapes import ModelShape
-from stackloom.plugins.model.hf.config import HFConfig, find_known
+from stackloom.plugins.model.hf import embedded
+from stackloom.plugins.model.hf.config import EMBEDDED, HFConfig, find_known
 from stackloom.plugins.model.hf.retrofit import retrofit
 
 HOSTED = ".self_attn.mixer."  # part of every tensor name that a replaced attention saves
@@ -89,17 +98,41 @@ class HF:
             ConfigError: no such folder.
             ArtifactError: there is none, or it is damaged.
         """
+        source, whence = self._source, self._whence
         try:
-            return AutoTokenizer.from_pretrained(self._source, revision=self._revision, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **whence)
         except Exception as cause:  # transformers and tokenizers raise whatever their parsers raise
             raise ArtifactError(
                 f"cannot load its tokenizer: {_line(cause)}",
                 where=self._where,
-                fix="save one beside the model with tokenizer.save_pretrained",
+                fix=embedded.FIX if self._is_embedded else "save one beside the model with tokenizer.save_pretrained",
             ) from cause
 
     @property
+    def _is_embedded(self) -> bool:
+        """Whether this is the default checkpoint, which is never downloaded: no folder of that name, no revision."""
+        config = self.config
+        return config.checkpoint.lower() == EMBEDDED and not config.folder() and config.revision is None
+
+    @property
+    def _whence(self) -> dict[str, Any]:
+        """Where transformers looks besides `_source`: a file inside it, the hub's local copies, or the hub.
+
+        Raises:
+            ArtifactError: the embedded checkpoint is neither installed nor among the hub's local copies.
+        """
+        if not self._is_embedded:
+            return {"revision": self._revision}
+        if file := embedded.embedded_file():
+            return {"gguf_file": file.name}
+        if not isinstance(try_to_load_from_cache(self._source, "config.json"), str):
+            raise ArtifactError("its weights are not installed", where=self._where, fix=embedded.FIX)
+        return {"revision": self._revision, "local_files_only": True}
+
+    @property
     def _source(self) -> str:
+        if self._is_embedded and (file := embedded.embedded_file()):
+            return str(file.parent)
         folder, known = self.config.folder(), find_known(self.config.checkpoint)
         return str(folder.absolute()) if folder else known.hub if known else self.config.checkpoint
 
@@ -113,21 +146,26 @@ class HF:
 
     def _pretrained(self, dtype: torch.dtype) -> PreTrainedModel:
         """Load config and weights; every tensor must be there and fit."""
+        whence = self._whence
+        unpack = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in whence else {}
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 self._source,
-                revision=self._revision,
                 dtype=dtype,
                 use_safetensors=True,
                 weights_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **whence,
+                **unpack,
             )
         except Exception as cause:  # as for the tokenizer
             raise ArtifactError(
                 f"cannot load the model: {_line(cause)}",
                 where=self._where,
-                fix="check that the folder holds config.json and *.safetensors, or that the hub can be reached",
+                fix=embedded.FIX
+                if self._is_embedded
+                else "check that the folder holds config.json and *.safetensors, or that the hub can be reached",
             ) from cause
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if names := sorted(str(name) for name in report.get(kind) or ()):

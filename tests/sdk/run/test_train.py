@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from stackloom.core.errors import ArtifactError, ConfigError, FitError
 from stackloom.core.slots.data import Example
-from stackloom.run import runner, train as stage
+from stackloom.run import runner
+from stackloom.run import train as stage
 from stackloom.run.batches import Batches, flatten
 
 

@@ -1,0 +1,258 @@
+"""`stackloom bench generation`: the engine against `transformers.generate` and against its own matrix products alone.
+
+SmolLM2-135M-Instruct in bf16, greedy, end tokens disabled, the same prompts and lengths for all. The three are timed in
+turn, round after round; a ratio is the median of the rounds' ratios. No row is returned unless every token of every
+sequence agrees with an unpadded forward pass of transformers, up to the bf16 error.
+
+Shape legend: N sequences, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stackloom.core.devices import find_device
+from stackloom.core.errors import EngineError
+from stackloom.core.generation import Completion, Request, Sampling
+from stackloom.engine.engine import Engine
+from stackloom.engine.linear import project
+from stackloom.plugins.model.hf.config import HFConfig
+
+CHECKPOINT = "smollm2-135m-instruct"
+BARS = {1: 1.5, 16: 1.5, 32: 1.3}  # times the speed of transformers.generate, by batch
+FLOOR_BAR = 0.75
+SHORTEST, LONGEST = 24, 48  # tokens of a prompt
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Measure the engine at batch 1, 16 and 32 on two threads and return one row per batch.
+
+    Args:
+        quick: fewer tokens per sequence; as many rounds.
+
+    Returns:
+        Rows as core.rows.BenchRow has them. `floor_fraction` is floor time over ours, the floor being the faster of
+        plain and prepacked matrix products over exactly the tokens that are needed; `met` says whether both bars are
+        met. `error` is the RMS difference of our log-probabilities from an fp32 model's, in nats.
+
+    Raises:
+        ArtifactError: the checkpoint is not installed.
+        EngineError: an output disagrees; nothing is returned.
+    """
+    hf = HFConfig(checkpoint=CHECKPOINT).build()
+    model, tokenizer = hf.load(device="cpu", dtype="bfloat16"), hf.tokenizer()
+    exact = hf.load(device="cpu", dtype="float32")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        return [measure(model, exact, tokenizer, batch, 24 if quick else 64) for batch in BARS]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure(
+    model: PreTrainedModel,
+    exact: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: int,
+    new_tokens: int,
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """Measure one batch size.
+
+    Raises:
+        EngineError: an output disagrees with transformers beyond the bf16 error.
+    """
+    prompts = draw_prompts(batch, model.config.vocab_size)
+    engine = Engine(model, tokenizer, max_batch=batch, end_tokens=())
+    requests = [Request(tuple(prompt), Sampling(max_tokens=new_tokens)) for prompt in prompts]
+    agreement = compare(model, exact, prompts, engine.generate_all(requests))
+    floors = [floor(model, prompts, new_tokens, prepacked=prepacked) for prepacked in (False, True)]
+    calls: list[Callable[[], object]] = [
+        lambda: engine.generate_all(requests),
+        lambda: generate(model, prompts, new_tokens),
+        *floors,
+    ]
+    for call in calls:
+        call()
+    seconds = [[_seconds(call) for call in calls] for _ in range(rounds)]
+    engine.close()
+    ours, baseline, plain, packed = (list(column) for column in zip(*seconds, strict=True))
+    lowest = [min(pair) for pair in zip(plain, packed, strict=True)]
+    ratio = statistics.median(b / o for b, o in zip(baseline, ours, strict=True))
+    fraction = statistics.median(f / o for f, o in zip(lowest, ours, strict=True))
+    tokens = batch * new_tokens
+    return {
+        "name": "generation",
+        "case": f"SmolLM2-135M bf16, batch {batch}, prompts of {SHORTEST} to {LONGEST}, {new_tokens} new tokens",
+        "ratio": round(ratio, 3),
+        "bar": BARS.get(batch),
+        "met": ratio >= BARS.get(batch, 0.0) and fraction >= FLOOR_BAR,
+        "floor_fraction": round(fraction, 3),
+        "error": round(agreement.error, 5),
+        "device": find_device("cpu").title,
+        "floor_bar": FLOOR_BAR,
+        "plain_floor_fraction": round(statistics.median(f / o for f, o in zip(plain, ours, strict=True)), 3),
+        "baseline_error": round(agreement.baseline_error, 5),
+        "close_calls": agreement.close_calls,
+        "tokens_per_second": round(tokens / statistics.median(ours), 1),
+        "baseline_tokens_per_second": round(tokens / statistics.median(baseline), 1),
+        "floor_tokens_per_second": round(tokens / statistics.median(lowest), 1),
+        "runs": rounds,
+        "spread": round(statistics.median(abs(a / b - 1) for a, b in pairwise(baseline)), 3),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an engine's completions compare with transformers on the same tokens.
+
+    Attributes:
+        error, baseline_error: RMS difference of log-probabilities from fp32, ours and of transformers' bf16, in nats.
+        close_calls: tokens that differ from transformers' choice within the bf16 error.
+    """
+
+    error: float
+    baseline_error: float
+    close_calls: int
+
+
+def compare(
+    model: PreTrainedModel,
+    exact: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+) -> Agreement:
+    """Feed every sequence unpadded to transformers and look at each generated token.
+
+    A token may differ from the likeliest one only where the gap of their logits is within twice the largest difference
+    between the bf16 and the fp32 model's logits at that position.
+
+    Args:
+        model: bf16.
+        exact: the same weights in fp32.
+        prompts: what the engine continued.
+        completions: greedy ones.
+
+    Raises:
+        EngineError: a token differs by more.
+    """
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
+    close_calls = 0
+    for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ids_T = torch.tensor([*prompt, *completion.token_ids])
+        chosen_T1 = torch.tensor(completion.token_ids)[:, None]
+        with torch.inference_mode():
+            logits_TV, exact_TV = (
+                which(ids_T[None, :-1], use_cache=False, logits_to_keep=len(chosen_T1)).logits[0].float()
+                for which in (model, exact)
+            )
+        gap_T = logits_TV.amax(-1) - logits_TV.gather(1, chosen_T1)[:, 0]
+        allowed_T = 2 * (logits_TV - exact_TV).abs().amax(-1)
+        if bool((wrong_T := gap_T > allowed_T).any()):
+            at = int(wrong_T.nonzero()[0])
+            raise EngineError(
+                f"token {at} of sequence {place} is {gap_T[at]:.3f} below transformers' choice, "
+                f"the bf16 error allows {allowed_T[at]:.3f}",
+                where="generation",
+            )
+        close_calls += int((chosen_T1[:, 0] != logits_TV.argmax(-1)).sum())
+        truth_T, bf16_T = (which.log_softmax(-1).gather(1, chosen_T1)[:, 0].double() for which in (exact_TV, logits_TV))
+        ours.append(torch.tensor(completion.logprobs, dtype=torch.float64) - truth_T)
+        theirs.append(bf16_T - truth_T)
+    error, baseline_error = (float(torch.cat(part).square().mean().sqrt()) for part in (ours, theirs))
+    return Agreement(error, baseline_error, close_calls)
+
+
+def draw_prompts(batch: int, vocabulary: int) -> list[list[int]]:
+    """Return random prompts of lengths that differ."""
+    draw = torch.Generator().manual_seed(batch)
+    sizes = torch.linspace(SHORTEST, LONGEST, batch).round().int().tolist()
+    return [torch.randint(100, vocabulary, (size,), generator=draw).tolist() for size in sizes]
+
+
+def generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Tensor:
+    """Continue a left-padded batch with transformers, greedy, end tokens disabled; (N, longest + new_tokens)."""
+    longest = max(map(len, prompts))
+    ids_NT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask_NT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    make: Any = transformers.GenerationConfig
+    options = make(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+    options.eos_token_id = None
+    with torch.inference_mode():
+        call: Any = model.generate
+        result: Tensor = call(ids_NT, attention_mask=mask_NT, generation_config=options)
+    if result.shape[1] != longest + new_tokens:
+        raise EngineError(f"the baseline made {result.shape[1] - longest} tokens instead of {new_tokens}")
+    return result
+
+
+def floor(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, *, prepacked: bool
+) -> Callable[[], None]:
+    """Return a call of the matrix products alone: one pass over all prompt tokens, then one per further token.
+
+    Args:
+        model: whose linear layers are multiplied.
+        prompts, new_tokens: the work.
+        prepacked: fused and laid out as the engine has them, or as transformers calls them.
+    """
+    decoder: Any = model.model
+    groups: list[list[nn.Linear]] = []
+    for layer in decoder.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        fused = [
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            [attention.o_proj],
+            [mlp.gate_proj, mlp.up_proj],
+            [mlp.down_proj],
+        ]
+        groups += fused if prepacked else [[module] for group in fused for module in group]
+    head: Any = model.lm_head
+    products = [(group[0].in_features, _product(group, prepacked)) for group in groups]
+    last = _product([head], prepacked)
+    sizes = sorted({size for size, _ in products} | {head.in_features})
+
+    def call() -> None:
+        with torch.inference_mode():
+            for rows in (sum(map(len, prompts)), *([len(prompts)] * (new_tokens - 1))):
+                inputs = {size: torch.randn(rows, size).to(head.weight.dtype) for size in sizes}
+                for size, product in products:
+                    product(inputs[size])
+                last(inputs[head.in_features][: len(prompts)])
+
+    return call
+
+
+def _product(modules: list[nn.Linear], prepacked: bool) -> Callable[[Tensor], Tensor]:
+    if prepacked:
+        return project(modules)
+    weight = modules[0].weight.detach()
+    return lambda x: linear(x, weight)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

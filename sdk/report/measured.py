@@ -1,0 +1,135 @@
+"""What stages leave beside their artifact: `metrics.json`, `layers.json` and the run's `run.json`.
+
+Unknown keys are for other readers and pass; a known key of another type means a damaged file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from stackloom.core.errors import ArtifactError
+
+
+class _Measured(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Estimate(_Measured):
+    """A value with its 95 per cent interval; None where too little was measured."""
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    count: int = 0
+
+
+class Perplexity(_Measured):
+    """Perplexity over sequences."""
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    sequences: int = 0
+
+
+class Outcome(_Measured):
+    """How one task ended; an invalid one is masked."""
+
+    kind: str
+    passed: bool
+    valid: bool
+
+
+class Call(_Measured):
+    """A tool call of a transcript."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class Message(_Measured):
+    """A message of a transcript."""
+
+    role: str
+    content: str | None = ""
+    name: str | None = ""
+    tool_calls: tuple[Call, ...] = ()
+
+
+class Reward(_Measured):
+    """A verifier's answer."""
+
+    value: float
+    valid: bool = True
+    reason: str = ""
+
+
+class Transcript(_Measured):
+    """One attempt, word for word."""
+
+    task: str
+    messages: tuple[Message, ...] = ()
+    reward: Reward | None = None
+
+
+class Evaluation(_Measured):
+    """The content of an evaluate stage's `metrics.json`.
+
+    Attributes:
+        trained_kinds: kinds of task that the model was trained on; None where nobody said.
+        masked: attempts that the infrastructure spoilt.
+        tokens: generated over all attempts.
+    """
+
+    pass_rate: Estimate | None = None
+    by_kind: dict[str, Estimate] = {}
+    trained_kinds: tuple[str, ...] | None = None
+    masked: int | None = None
+    tokens: int | None = None
+    tasks: dict[str, Outcome] = {}
+    transcripts: tuple[Transcript, ...] = ()
+    perplexity: Perplexity | None = None
+
+
+class Layer(_Measured):
+    """One row of a quantize stage's `layers.json`."""
+
+    name: str
+    scheme: str
+    snr_db: float
+    bytes_before: int
+    bytes_after: int
+
+
+class Result(_Measured):
+    """The content of `run.json`, where the run left one.
+
+    Attributes:
+        seconds: per stage, 0 where it was skipped.
+        peak_bytes: per stage, the process's largest resident size.
+        versions: of the packages that ran.
+    """
+
+    seconds: tuple[float, ...] = ()
+    peak_bytes: tuple[int, ...] = ()
+    versions: dict[str, str] = {}
+
+
+EVALUATION, LAYERS, RESULT = TypeAdapter(Evaluation), TypeAdapter(tuple[Layer, ...]), TypeAdapter(Result)
+
+
+def load(path: Path, shape: TypeAdapter[Any]) -> Any:
+    """Read a JSON file of a known shape.
+
+    Raises:
+        ArtifactError: not readable, or of another shape.
+    """
+    try:
+        return shape.validate_json(path.read_bytes())
+    except OSError as cause:
+        raise ArtifactError(f"{path.name} cannot be read: {cause.strerror}", where=str(path.parent)) from cause
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{path.name} is damaged: {place}: {first['msg']}", where=str(path.parent)) from None
