@@ -131,7 +131,7 @@ def _cli(quick: bool) -> Rows:
 
 def _plan(quick: bool) -> Rows:
     """Planning a six-stage stack against the installed plugins, after import."""
-    from stackloom.core import plan as planning
+    from stackloom.core import planning
     from stackloom.core.stack import StackSpec
     from stackloom.registry import open_registry
     from stackloom.registry.discovery import unmet

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from stackloom.core import plan as planning
+from stackloom.core import plan as plans
+from stackloom.core import planning
 from stackloom.core.catalogue import Catalogue
 from stackloom.core.config import ComponentConfig
 from stackloom.core.ref import Ref
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from stackloom.run.runner import Display, Run
 
 
-class Plan(planning.Plan):
+class Plan(plans.Plan):
     """A plan that prints as a table."""
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ import typer
 from stackloom.output import console, print_json, print_table, registry
 
 if TYPE_CHECKING:
-    from stackloom.run.runner import Display
+    from stackloom.run.display import QuietDisplay
     from stackloom.stack import Plan
 
 _QUIET = typer.Option(False, "--quiet", "-q", help="Print errors only.")
@@ -92,7 +92,7 @@ def _run(plan: Plan, folder: Path | None, quiet: bool, as_json: bool) -> None:
         )
 
 
-def _display(quiet: bool, as_json: bool) -> Display:
+def _display(quiet: bool, as_json: bool) -> QuietDisplay:
     from stackloom.run.display import JsonDisplay, LiveDisplay, QuietDisplay
 
     return QuietDisplay() if quiet else JsonDisplay(sys.stdout) if as_json else LiveDisplay(console())

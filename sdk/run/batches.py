@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stackloom.core.errors import ConfigError
-from stackloom.core.plan import seed_for
+from stackloom.core.planning import seed_for
 
 
 @dataclass(frozen=True)

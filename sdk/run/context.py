@@ -177,7 +177,7 @@ def finite(values: Sequence[float], what: str) -> None:
         raise FitError(f"{what} is not finite", fix="lower the learning rate, check the data, or use float32")
 
 
-def describe(error: BaseException) -> dict[str, str]:
+def describe(error: BaseException) -> dict[str, Any]:
     """Return an error as the fields of a Failure event."""
     acts = error.acts if isinstance(error, StackloomError) else "the stackloom developers"
     return {"error": type(error).__name__, "message": str(error), "acts": acts}

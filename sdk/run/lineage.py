@@ -87,7 +87,7 @@ def _metrics(artifact: Artifact) -> dict[str, Any]:
 
 
 def _compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         name: [first[name]["value"], second[name]["value"]]
         for name in ("perplexity", "pass_rate")
         if name in first and name in second

@@ -90,7 +90,7 @@ def _step(
     loss = 0.0
     for first in range(0, len(rows), options.micro_batch_size):
         part = loss_of(model, flatten(rows[first : first + options.micro_batch_size])) / total
-        part.backward()
+        part.backward()  # type: ignore[no-untyped-call]
         loss += float(part.detach())
     limit = options.clip_norm if options.clip_norm is not None else math.inf
     norm = torch.nn.utils.clip_grad_norm_(trainable.values(), limit)

@@ -9,7 +9,8 @@ import pytest
 
 from stackloom.core.devices import device_table, find_device
 from stackloom.core.errors import ArtifactError, ConfigError, ErrorGroup, PluginError
-from stackloom.core.plan import Plan, plan, seed_for
+from stackloom.core.plan import Plan
+from stackloom.core.planning import plan, seed_for
 from stackloom.core.ref import use
 from stackloom.core.stack import StackSpec, StageSpec
 

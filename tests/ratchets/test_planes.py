@@ -30,7 +30,7 @@ MAIN = "import stackloom.cli\ntry:\n    stackloom.cli.main({!r})\nexcept SystemE
 @pytest.mark.parametrize(
     "code",
     [
-        "import stackloom, stackloom.core.plan, stackloom.registry, stackloom.stack, stackloom.cli",
+        "import stackloom, stackloom.core.planning, stackloom.registry, stackloom.stack, stackloom.cli",
         MAIN.format(["list"]),
         MAIN.format(["search", "optimizer"]),
         MAIN.format(["show", "optimizer.adamw"]),

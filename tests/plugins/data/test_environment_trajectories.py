@@ -146,7 +146,7 @@ def test_reference_that_no_plan_has_resolved_is_refused():
 
 
 def test_plan_resolves_the_environment_of_a_stack():
-    from stackloom.core.plan import _resolve
+    from stackloom.core.planning import _resolve
 
     class Installed:
         def get(self, plugin: str) -> PluginRecord:

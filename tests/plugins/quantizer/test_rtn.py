@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stackloom.core.errors import ConfigError, FitError
-from stackloom.core.plan import plan
+from stackloom.core.planning import plan
 from stackloom.core.shapes import ModelShape
 from stackloom.core.stack import StackSpec
 from stackloom.plugins.quantizer import integer_matmul
