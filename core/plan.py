@@ -58,7 +58,7 @@ class PlannedStage(_Part):
         seed: derived from the stack's seed and the stage's place.
         components: in the order of the stage's slots, nested ones after their owner.
         cost: per step and worker, model and components together.
-        seconds: estimate for all steps, from the device's peak rates.
+        seconds: estimate for all steps, from the device's peak rates; None where the stage states no FLOPs.
     """
 
     index: int
@@ -68,7 +68,7 @@ class PlannedStage(_Part):
     fits: tuple[Fit, ...]
     components: tuple[PlannedComponent, ...]
     cost: Cost
-    seconds: float
+    seconds: float | None
 
 
 class Clash(_Part):
@@ -115,8 +115,8 @@ class Plan(_Part):
 
     @property
     def seconds(self) -> float:
-        """Estimated time of all stages."""
-        return sum(stage.seconds for stage in self.stages)
+        """Estimated time of all stages that have an estimate."""
+        return sum(stage.seconds or 0.0 for stage in self.stages)
 
     def problems(self) -> list[FitError]:
         """Everything that makes the stack impossible: misfits, clashes, too little memory."""

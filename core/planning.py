@@ -302,7 +302,7 @@ def _planned_stage(
         fits=tuple(_stage_fits(config, context)),
         components=tuple(_planned(part, context, cost, unmet) for part, cost in zip(parts, costs, strict=True)),
         cost=total,
-        seconds=work.steps * max(total.flops / rate, moved / device.bandwidth),
+        seconds=work.steps * max(total.flops / rate, moved / device.bandwidth) if total.flops else None,
     )
 
 

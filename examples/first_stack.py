@@ -14,9 +14,9 @@ def first_stack(optimizer: str = "optimizer.muon") -> sl.Stack:
             sl.train(
                 data=sl.use("data.jsonl", path="examples/first_stack.jsonl", format="messages"),
                 optimizer=sl.use(optimizer, lr=2e-3),
-                steps=60,
-                batch_size=8,
-                micro_batch_size=2,
+                steps=20,
+                batch_size=2,
+                micro_batch_size=1,
                 sequence_length=512,
             ),
         ],

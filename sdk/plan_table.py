@@ -81,9 +81,9 @@ def _costs(plan: Plan) -> Table:
         table.add_row(
             f"{stage.index} {stage.kind}",
             *map(gib, sizes),
-            count(cost.flops),
+            count(cost.flops) if cost.flops else "-",
             gib(cost.wire_bytes),
-            duration(stage.seconds),
+            "no estimate" if stage.seconds is None else duration(stage.seconds),
         )
     return table
 
@@ -92,10 +92,7 @@ def _verdict(plan: Plan) -> Text:
     problems = plan.problems()
     share = plan.peak_bytes / plan.device.memory_bytes
     lines = [
-        Text(
-            f"estimate: peak {gib(plan.peak_bytes)} of {gib(plan.device.memory_bytes)} ({share:.0%}), "
-            f"about {duration(plan.seconds)}"
-        )
+        Text(f"estimate: peak {gib(plan.peak_bytes)} of {gib(plan.device.memory_bytes)} ({share:.0%}), " + _time(plan))
     ]
     if plan.missing():
         fixes = dict.fromkeys(need.partition("fix: ")[2] for need in plan.missing())
@@ -108,6 +105,13 @@ def _verdict(plan: Plan) -> Text:
     else:
         lines.append(Text("no conflicts; everything fits", style="bold green"))
     return Text("\n").join(lines)
+
+
+def _time(plan: Plan) -> str:
+    open_ended = sum(stage.seconds is None for stage in plan.stages)
+    if open_ended == len(plan.stages):
+        return "time not estimated"
+    return f"about {duration(plan.seconds)}" + (f" and {open_ended} without an estimate" if open_ended else "")
 
 
 def count(number: float) -> str:

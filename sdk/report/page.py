@@ -151,7 +151,7 @@ def change(value: Estimate) -> str:
 
 def expected(stage: StageRecord) -> str:
     """Write a stage's planned time; one whose work is unknown has none."""
-    if not stage.planned.cost.flops:
+    if stage.planned.seconds is None:
         return "not estimated"
     return duration(stage.planned.seconds) if stage.planned.seconds >= 1e-3 else "under 1 ms"
 

@@ -357,3 +357,10 @@ def test_stages_take_a_stage_spec_as_python_spells_it(site) -> None:
 def test_stage_options_that_do_not_add_up_are_refused(site, options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(stack(train=options), site)
+
+
+def test_a_stage_that_states_no_flops_has_no_time_rather_than_none_at_all(site) -> None:
+    spec = StackSpec.from_data({"name": "x", "model": "model.tiny", "stages": [{"evaluate": {"data": "data.lines"}}]})
+    made = plan(spec, site)
+    assert made.stages[0].seconds is None
+    assert made.seconds == 0
