@@ -137,7 +137,7 @@ def plugin_page(registry: Registry, plugin: str) -> str:
         f"# {plugin}\n",
         manifest.summary + "\n",
         "Declared in its manifest:\n",
-        table(["", ""], facts),
+        table(["fact", "value"], facts),
         "## Options\n",
         table(["option", "default", "unit", "source", "meaning"], options),
     ]
