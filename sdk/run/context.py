@@ -13,7 +13,6 @@ from stackloom.artifacts import Artifact, read
 from stackloom.core.catalogue import Catalogue
 from stackloom.core.config import ComponentConfig
 from stackloom.core.errors import ArtifactError, FitError, StackloomError
-from stackloom.core.events import Metric
 from stackloom.core.loading import blamed, load_config
 from stackloom.core.plan import Plan, PlannedComponent, PlannedStage
 from stackloom.core.stages import STAGES, StageConfig
@@ -33,7 +32,7 @@ class StageContext:
         target: where the artifact goes.
         lineage: the artifacts that made the model so far, oldest first.
         catalogue: where plugins are found.
-        emit: takes each metric.
+        metrics: takes (step, values) for the ledger and every tracker.
         progress: takes (step, steps, values) for the live display.
         say: takes a line for the user.
     """
@@ -46,7 +45,7 @@ class StageContext:
     target: Path
     lineage: tuple[Artifact, ...]
     catalogue: Catalogue
-    emit: Callable[[Metric], None] = lambda metric: None
+    metrics: Callable[[int, dict[str, float]], None] = lambda step, values: None
     progress: Report = lambda step, steps, values: None
     say: Callable[[str], None] = lambda line: None
     _configs: dict[str, ComponentConfig] = field(default_factory=dict)
@@ -75,10 +74,10 @@ class StageContext:
         part = self.planned(slot)
         return None if part is None else build(self.catalogue, part, *dependencies)
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Report values of a step to every tracker."""
-        for name, value in values.items():
-            self.emit(Metric(self.run, self.stage.index, step, name, value))
+    @property
+    def parent(self) -> str:
+        """Digest of the artifact that the stage starts from; empty for the model as its plugin loads it."""
+        return self.lineage[-1].digest if self.lineage else ""
 
     def load_model(self) -> tuple[Any, Any]:
         """Return (model, tokenizer) as the earlier stages left it, adapters merged.

@@ -35,8 +35,7 @@ def run(ctx: StageContext) -> Artifact:
     values = {"perplexity": results["perplexity"]["value"]} if "perplexity" in results else {}
     values |= {"pass_rate": results["pass_rate"]["value"]} if "pass_rate" in results else {}
     ctx.metrics(1, values)
-    parent = ctx.lineage[-1].digest if ctx.lineage else ""
-    with writing(ctx.target, Card(kind="metrics", key=ctx.key, made_by="evaluate", parent=parent)) as folder:
+    with writing(ctx.target, Card(kind="metrics", key=ctx.key, made_by="evaluate", parent=ctx.parent)) as folder:
         write_json(folder / "metrics.json", results)
     return read(ctx.target)
 

@@ -19,9 +19,9 @@ def run(ctx: StageContext) -> Artifact:
             details = artifact.card.details
             configure(ctx.catalogue, details["plugin"], details["options"]).build().dequantize(model)
     model.to(getattr(torch, options.dtype))
-    parent = ctx.lineage[-1].digest if ctx.lineage else ""
     with writing(
-        ctx.target, Card(kind="model", key=ctx.key, made_by="export", parent=parent, details={"format": options.format})
+        ctx.target,
+        Card(kind="model", key=ctx.key, made_by="export", parent=ctx.parent, details={"format": options.format}),
     ) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -46,9 +46,8 @@ def run(ctx: StageContext) -> Artifact:
         "bytes_before": before,
         "bytes_after": after,
     }
-    parent = ctx.lineage[-1].digest if ctx.lineage else ""
     with writing(
-        ctx.target, Card(kind="quantized", key=ctx.key, made_by="quantize", parent=parent, details=details)
+        ctx.target, Card(kind="quantized", key=ctx.key, made_by="quantize", parent=ctx.parent, details=details)
     ) as folder:
         save_state(model, folder)
         write_json(folder / "layers.json", [asdict(layer) for layer in layers])

@@ -236,7 +236,7 @@ def _stages(made: Run, registry: Registry, display: Display, listeners: dict[str
                 target=target,
                 lineage=tuple(lineage),
                 catalogue=registry,
-                emit=_emitter(registry, hooks, made),
+                metrics=_recorder(registry, hooks, made.id, stage.index),
                 progress=display.progress,
                 say=display.say,
             )
@@ -295,9 +295,12 @@ def _finished(target: Path, key: str) -> Artifact | None:
     return artifact
 
 
-def _emitter(registry: Registry, hooks: Any, made: Run) -> Callable[[Metric], None]:
-    def emit(metric: Metric) -> None:
-        registry.ledger.record_metrics(made.id, metric.stage, metric.step, {metric.name: metric.value})
-        hooks.on_metric(metric=metric)
+def _recorder(registry: Registry, hooks: Any, run: str, stage: int) -> Callable[[int, dict[str, float]], None]:
+    """Keep a step's values in one transaction, then tell every tracker."""
 
-    return emit
+    def record(step: int, values: dict[str, float]) -> None:
+        registry.ledger.record_metrics(run, stage, step, values)
+        for name, value in values.items():
+            hooks.on_metric(metric=Metric(run, stage, step, name, value))
+
+    return record

@@ -128,12 +128,11 @@ def _resume(ctx: StageContext, trainable: dict[str, Any], optimizer: Any) -> tup
 
 def _finish(ctx: StageContext, model: Any, adapter: Any, batches: Batches) -> Artifact:
     model.eval()
-    parent = ctx.lineage[-1].digest if ctx.lineage else ""
     details: dict[str, Any] = {"examples": len(batches.examples), "left_out": batches.left_out[:100]}
     part = ctx.planned("adapter")
     if part is not None:
         details |= {"plugin": part.plugin, "options": part.options}
-    card = Card(kind="adapter" if part else "model", key=ctx.key, made_by="train", parent=parent, details=details)
+    card = Card(kind="adapter" if part else "model", key=ctx.key, made_by="train", parent=ctx.parent, details=details)
     with writing(ctx.target, card) as folder:
         if adapter is not None:
             adapter.save(model, folder, ctx.plan.shape.name)
