@@ -29,9 +29,9 @@ class Step:
 
     Attributes:
         cos, sin: rotary factors per token, (T, 1, K) in the model's dtype; the first half of `sin` is negated.
-        spans: rows of T that belong to each sequence, for prompts; None for single steps.
-        first_row: batch row of the first sequence.
         lengths: cached tokens per sequence once this pass is done.
+        spans: rows of T that belong to each sequence, for prompts; None for single steps.
+        rows: batch row of each sequence, for prompts.
         slots: where each head of each sequence's new token lies in memory, int64 (N * G,); for single steps.
         mask: (N, 1, S), 0 where a sequence has a token, -inf elsewhere; None where all lengths agree.
     """
@@ -40,7 +40,7 @@ class Step:
     sin: Tensor
     lengths: list[int]
     spans: list[slice] | None = None
-    first_row: int = 0
+    rows: Sequence[int] = ()
     slots: Tensor | None = None
     mask: Tensor | None = None
 
@@ -69,19 +69,23 @@ class OwnAttention:
             self.norm_eps = attention.q_norm.variance_epsilon
 
     def prefill(self, x_TD: Tensor, k_NGSK: Tensor, v_NGSK: Tensor, step: Step) -> Tensor:
-        """Mix whole prompts and keep their keys and values, (T, D) to (T, D)."""
+        """Mix prompts, or what is not cached of them, and keep their keys and values, (T, D) to (T, D)."""
         q_THK, k_TGK, v_TGK = self._project(x_TD, step)
         mixed_THK = torch.empty_like(q_THK)
         assert step.spans is not None
-        for row, span in enumerate(step.spans, start=step.first_row):
-            k_GTK, v_GTK = k_TGK[span].transpose(0, 1), v_TGK[span].transpose(0, 1)
-            k_NGSK[row, :, : k_GTK.shape[1]] = k_GTK
-            v_NGSK[row, :, : v_GTK.shape[1]] = v_GTK
+        for row, span, stop in zip(step.rows, step.spans, step.lengths, strict=True):
+            tokens = span.stop - span.start
+            k_NGSK[row, :, stop - tokens : stop] = k_TGK[span].transpose(0, 1)
+            v_NGSK[row, :, stop - tokens : stop] = v_TGK[span].transpose(0, 1)
+            mask_TS = None
+            if tokens < stop:
+                mask_TS = torch.ones(tokens, stop, dtype=torch.bool, device=x_TD.device).tril(stop - tokens)
             mixed_THK[span] = scaled_dot_product_attention(
                 q_THK[span].transpose(0, 1)[None],
-                k_GTK[None],
-                v_GTK[None],
-                is_causal=True,
+                k_NGSK[row : row + 1, :, :stop],
+                v_NGSK[row : row + 1, :, :stop],
+                attn_mask=mask_TS,
+                is_causal=mask_TS is None,
                 scale=self.scale,
                 enable_gqa=self.heads != self.kv_heads,
             )[0].transpose(0, 1)

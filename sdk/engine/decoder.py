@@ -1,7 +1,8 @@
 """`Decoder`: Llama-style models run layer by layer on memory that the engine owns, without padding.
 
-Prompts are packed one after another, so linear layers see tokens alone; each sequence attends for itself. Decoding
-moves all rows on together over one block of memory per layer. Attention plugins sit in the same layers on their views.
+Prompts are packed one after another, so linear layers see tokens alone; each sequence attends for itself. What a prompt
+shares with a sequence that is there, or was there lately, is copied instead of computed. Decoding moves all rows on
+together over one block of memory per layer. Attention plugins sit in the same layers on their views.
 
 Shape legend: N rows of the batch, R rows computed (N, or more in a padded batch), T tokens of all prompts together,
 L layers, G key/value heads, S capacity in tokens, D model width, K head width, V vocabulary.
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 
 from stackloom.engine.attention import HostedRows, OwnAttention, Step, hosted_mixer, rollback_together
 from stackloom.engine.linear import Projection, project
+from stackloom.engine.prefixes import BLOCK, Prefixes
 
 ARCHITECTURES = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 STEADY_ROTATIONS = {"default", "linear", "llama3", "yarn"}  # the others depend on the length of the sequence
@@ -61,10 +63,11 @@ class Decoder:
         max_batch: most rows.
         deterministic: give every row the same bits whatever the batch. Prompts run alone, a step always computes
             `max_batch` rows (a linear layer of one fixed shape treats all its rows alike, which is checked here; if
-            this machine's does not, rows step alone), and each row attends over its own length.
+            this machine's does not, rows step alone), and each row attends over its own length. Nothing is shared.
+        prefix_bytes: most memory for what prompts may share with sequences that are there or have left.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_batch: int, deterministic: bool) -> None:
+    def __init__(self, model: PreTrainedModel, *, max_batch: int, deterministic: bool, prefix_bytes: int = 0) -> None:
         decoder: Any = model.model
         self._rotary, self._embedding = decoder.rotary_emb, decoder.embed_tokens.weight.detach()
         self._norm, self._head = _norm(decoder.norm), project([model.lm_head])
@@ -75,7 +78,11 @@ class Decoder:
         self._block = (own[0].kv_heads, own[0].width) if own else (1, 1)
         self._blocks = len(own)
         self._padded = deterministic and self._rows_are_alike()
+        per_token = (self._blocks, 2, *self._block)
+        shared = 0 if deterministic or self._hosted else prefix_bytes
+        self._prefixes = Prefixes(per_token, self._embedding.dtype, self._embedding.device, shared)
         self._lengths: list[int] = []
+        self._tokens: list[list[int]] = []
         self._memory = self._cos = self._sin = self._embedding
         self.clear()
 
@@ -90,21 +97,13 @@ class Decoder:
             return torch.cat([self.join([prompt]) for prompt in prompts])
         first, sizes = len(self._lengths), [len(prompt) for prompt in prompts]
         self._reserve(first + len(prompts), max(self._lengths + sizes) + 1)
-        ids_T = self._ids([token for prompt in prompts for token in prompt])
-        positions_T = torch.cat([torch.arange(size) for size in sizes]).to(ids_T.device)
-        spans = [slice(start, stop) for start, stop in pairwise(accumulate(sizes, initial=0))]
-        step = Step(self._cos[positions_T], self._sin[positions_T], sizes, spans, first)
-        x_TD = embedding(ids_T, self._embedding)
-        for layer in self._layers:
-            h_TD = layer.norm(x_TD)
-            if isinstance(layer.attention, OwnAttention):
-                k_NGSK, v_NGSK = self._memory[layer.memory]
-                x_TD = x_TD + layer.attention.prefill(h_TD, k_NGSK, v_NGSK, step)
-            else:
-                x_TD = x_TD + layer.attention.prefill(h_TD, step)
-            x_TD = x_TD + _mlp(layer, x_TD)
         self._lengths = self._lengths + sizes
-        return self._head(self._norm(x_TD[self._ids([span.stop - 1 for span in spans])]))
+        self._tokens += [list(prompt) for prompt in prompts]
+        logits_V: dict[int, Tensor] = {}
+        while waiting := [row for row in range(first, len(self._lengths)) if row not in logits_V]:
+            wave = self._wave(waiting)
+            logits_V |= zip(wave, self._prefill(wave), strict=True)
+        return torch.stack([logits_V[row] for row in sorted(logits_V)])
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
         """Move every row on; see `Runner`."""
@@ -117,16 +116,21 @@ class Decoder:
         else:
             logits_NV = self._decode(token_ids, 0, rows)
         self._lengths = [length + 1 for length in self._lengths]
+        for tokens, token in zip(self._tokens, token_ids, strict=True):
+            tokens.append(token)
         return logits_NV
 
     def leave(self, row: int) -> None:
         """Forget a row; see `Runner`."""
+        self._prefixes.put(self._tokens[row], self._memory[:, :, row])
         last = len(self._lengths) - 1
         if row != last:
             length = self._lengths[last]
             self._memory[:, :, row, :, :length] = self._memory[:, :, last, :, :length]
             self._lengths[row] = self._lengths[last]
+            self._tokens[row] = self._tokens[last]
         self._lengths.pop()
+        self._tokens.pop()
         for hosted in self._hosted:
             hosted.leave(row)
         if not self._lengths:
@@ -136,11 +140,13 @@ class Decoder:
         """Forget tokens; see `Runner`."""
         replay = rollback_together(self._hosted, n, self._lengths)
         self._lengths = [length - n - replay for length in self._lengths]
+        for tokens, length in zip(self._tokens, self._lengths, strict=True):
+            del tokens[length:]
         return replay
 
     def clear(self) -> None:
-        """Forget every row and give the memory back."""
-        self._lengths = []
+        """Forget every row and give its memory back; what prompts may share stays."""
+        self._lengths, self._tokens = [], []
         weight = self._embedding
         self._memory = torch.zeros((self._blocks, 2, 0, self._block[0], CAPACITY, self._block[1]), dtype=weight.dtype)
         self._memory = self._memory.to(weight.device)
@@ -168,6 +174,46 @@ class Decoder:
                 project([layer.mlp.down_proj]),
             )
             memory += mixer is None
+
+    def _wave(self, waiting: Sequence[int]) -> dict[int, int]:
+        """Copy what is known of the prompts' beginnings, and return how much per row that is computed next.
+
+        A prompt that shares more with another one of the same wave waits for it.
+        """
+        wave: dict[int, int] = {}
+        ahead: set[tuple[int, ...]] = set()
+        for row in waiting:
+            tokens = self._tokens[row][:-1]
+            known = self._prefixes.known(tokens)
+            if tuple(tokens[: known + BLOCK]) in ahead:
+                continue
+            if self._prefixes.capacity:
+                ahead |= {tuple(tokens[:stop]) for stop in range(BLOCK, len(tokens) + 1, BLOCK)}
+            wave[row] = self._prefixes.take(tokens, self._memory[:, :, row])
+        return wave
+
+    def _prefill(self, wave: dict[int, int]) -> Tensor:
+        """Compute what is left of the rows' prompts, each behind its given number of cached tokens; (len(wave), V)."""
+        left = [self._tokens[row][known:] for row, known in wave.items()]
+        ids_T = self._ids([token for tokens in left for token in tokens])
+        places = [range(known, len(self._tokens[row])) for row, known in wave.items()]
+        positions_T = self._ids([place for part in places for place in part])
+        spans = [slice(start, stop) for start, stop in pairwise(accumulate(map(len, left), initial=0))]
+        lengths = [len(self._tokens[row]) for row in wave]
+        step = Step(self._cos[positions_T], self._sin[positions_T], lengths, spans, tuple(wave))
+        x_TD = embedding(ids_T, self._embedding)
+        for layer in self._layers:
+            h_TD = layer.norm(x_TD)
+            if isinstance(layer.attention, OwnAttention):
+                k_NGSK, v_NGSK = self._memory[layer.memory]
+                x_TD = x_TD + layer.attention.prefill(h_TD, k_NGSK, v_NGSK, step)
+            else:
+                x_TD = x_TD + layer.attention.prefill(h_TD, step)
+            x_TD = x_TD + _mlp(layer, x_TD)
+        for row in wave:
+            self._prefixes.put(self._tokens[row], self._memory[:, :, row])
+        logits_NV: Tensor = self._head(self._norm(x_TD[self._ids([span.stop - 1 for span in spans])]))
+        return logits_NV
 
     def _decode(self, token_ids: Sequence[int], first: int, computed: int) -> Tensor:
         """Feed a token to the rows from `first` on, as a batch of `computed` rows, and return (len(token_ids), V)."""

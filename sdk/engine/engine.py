@@ -20,6 +20,8 @@ from stackloom.engine.decoder import Decoder, supports
 from stackloom.engine.requests import check_request
 from stackloom.engine.runner import RowByRow, Runner
 
+SETTLE = 8  # turns of the event loop in which callers that a step has answered may ask again, before the next step
+
 
 class Engine:
     """Fulfils `core.generation.Generator` for a model of transformers.
@@ -32,7 +34,9 @@ class Engine:
         model: a causal language model; put into eval mode.
         tokenizer: its tokenizer.
         max_batch: most sequences computed at once; others wait.
-        deterministic: a sequence gets the same bits alone and in any batch, at a cost in speed.
+        deterministic: a sequence gets the same bits alone and in any batch, at a cost in speed. Without it, the
+            same calls in the same order still give the same bits.
+        prefix_bytes: most memory for keys and values that prompts share, with each other and with earlier sequences.
         end_tokens: ids that end a sequence; None takes the model's generation config's, or else the tokenizer's.
 
     Raises:
@@ -51,6 +55,7 @@ class Engine:
         *,
         max_batch: int = 32,
         deterministic: bool = False,
+        prefix_bytes: int = 256 * 1024**2,
         end_tokens: Iterable[int] | None = None,
     ) -> None:
         if type(max_batch) is not int or max_batch < 1:
@@ -58,7 +63,7 @@ class Engine:
         self.model = cast(Any, model)
         self.model.eval()
         self.tokenizer = tokenizer
-        self.max_batch, self.deterministic = max_batch, deterministic
+        self.max_batch, self.deterministic, self.prefix_bytes = max_batch, deterministic, prefix_bytes
         self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self.end_tokens = _end_tokens(self.model, tokenizer) if end_tokens is None else frozenset(end_tokens)
@@ -166,7 +171,12 @@ class Engine:
 
     def _runner(self) -> Runner:
         if supports(self.model):
-            return Decoder(self.model, max_batch=self.max_batch, deterministic=self.deterministic)
+            return Decoder(
+                self.model,
+                max_batch=self.max_batch,
+                deterministic=self.deterministic,
+                prefix_bytes=self.prefix_bytes,
+            )
         return RowByRow(self.model)
 
     def _generation(
@@ -208,6 +218,8 @@ class Engine:
                 if self._thread is None:
                     self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stackloom-engine")
                 await loop.run_in_executor(self._thread, self._step)
+                for _ in range(SETTLE):
+                    await asyncio.sleep(0)
                 waiting[:] = [generation for generation in waiting if not generation.done]
         finally:
             self._drivers.pop(loop, None)

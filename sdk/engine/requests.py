@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import Request, Sampling
+from stackloom.core.generation import ContextFull, Request, Sampling
 
 
 def check_request(request: Request, *, vocabulary: int, context: int | None, where: str = "request") -> None:
@@ -18,8 +18,8 @@ def check_request(request: Request, *, vocabulary: int, context: int | None, whe
         where: name of the request in error messages.
 
     Raises:
-        ConfigError: an empty prompt, one that leaves no room in the context, an unknown token id, or sampling options
-            out of range.
+        ContextFull: the prompt leaves no room in the context.
+        ConfigError: an empty prompt, an unknown token id, or sampling options out of range.
     """
     ids = request.input_ids
     if not ids:
@@ -32,7 +32,7 @@ def check_request(request: Request, *, vocabulary: int, context: int | None, whe
                 fix=f"ids are integers from 0 to {vocabulary - 1}; use the model's own tokenizer",
             )
     if context is not None and len(ids) >= context:
-        raise ConfigError(
+        raise ContextFull(
             f"a prompt of {len(ids)} tokens leaves no room in a context of {context}",
             where=f"{where}.input_ids",
             fix="shorten the prompt",
