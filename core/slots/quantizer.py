@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from stackloom.core.cache import Tensor
 from stackloom.core.config import ComponentConfig
 from stackloom.core.slot import Slot
+
+Progress: TypeAlias = Callable[[int, int], None]  # done, total
+
+
+def quiet(done: int, total: int) -> None:
+    """Report to nobody."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,11 @@ class LayerReport:
     Attributes:
         name: dotted module path.
         scheme: for people: "W4 g64 A8 per token".
-        snr_db: signal-to-noise ratio of the weights in decibels.
+        snr_db: signal-to-noise ratio of the weights in decibels; of the equalized weights where scales were moved.
         bytes_before, bytes_after: of the layer's parameters, scales included.
+        strategy: how its inputs are treated: "float", "per token", "static", "equalized, static".
+        activation_range: largest magnitude of its inputs in calibration, before any equalization.
+        output_error: squared error of its output on calibration inputs, as a fraction of the output's square.
     """
 
     name: str
@@ -27,6 +36,9 @@ class LayerReport:
     snr_db: float
     bytes_before: int
     bytes_after: int
+    strategy: str = ""
+    activation_range: float | None = None
+    output_error: float | None = None
 
 
 class Quantizer(Protocol):
@@ -35,8 +47,12 @@ class Quantizer(Protocol):
     A quantized model is restored by `rebuild` on a freshly loaded architecture and then `load_state_dict`.
     """
 
-    def quantize(self, model: Any, calibration: Sequence[Tensor]) -> list[LayerReport]:
+    def quantize(self, model: Any, calibration: Sequence[Tensor], progress: Progress = quiet) -> list[LayerReport]:
         """Quantize the model's linear layers; `calibration` holds token ids (T,), empty where none is needed.
+
+        `progress` is called as the work goes on, with a rising count of steps out of a fixed total. A quantizer with
+        feature "equalizes" has `equalize(model, calibration)` too, which does the first, function-preserving part of
+        `quantize` alone: it rewrites float weights in place.
 
         Raises:
             FitError: a layer cannot be quantized this way; named, with the reason.
@@ -63,5 +79,7 @@ SLOT = Slot(
         "weight-only": "activations stay as they are",
         "activations": "activations are quantized",
         "calibration": "needs calibration data",
+        "data-free": "an option lets it calibrate without data",
+        "equalizes": "moves scales between float weights first, without changing what the model computes",
     },
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stackloom.core.errors import FitError
 from stackloom.core.slots.quantizer import LayerReport
+from stackloom.plugins.quantizer.linear_config import LinearQuantizerConfig
 from stackloom.plugins.quantizer.quantized_linear import QuantizedLinear
 from stackloom.plugins.quantizer.selection import legal_groups, selects
 
@@ -29,8 +31,12 @@ def find_linears(model: nn.Module, include: Sequence[str], exclude: Sequence[str
     every = {path: module for path, module in model.named_modules() if type(module) is nn.Linear}
     found = {path: module for path, module in every.items() if selects(path, include, exclude)}
     if not found:
+        others = [path for path, module in model.named_modules() if type(module).__name__ == "Conv1D"]
+        reason = f"no linear layer is selected of the model's {len(every)}"
         raise FitError(
-            f"no linear layer is selected of the model's {len(every)}", where=where, fix="change include or exclude"
+            f"{reason}; {len(others)} Conv1D layers such as {others[0]} are not supported" if others else reason,
+            where=where,
+            fix="quantize a model with nn.Linear layers" if others else "change include or exclude",
         )
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -57,6 +63,16 @@ def check_groups(linears: dict[str, nn.Linear], group: int | None, where: str) -
             )
 
 
+def check_config(linears: dict[str, nn.Linear], config: LinearQuantizerConfig, where: str) -> None:
+    """Refuse layers that the config's groups do not divide.
+
+    Raises:
+        FitError: names the first layer and the sizes that would do.
+    """
+    if wrong := config.misfit({path: linear.in_features for path, linear in linears.items()}):
+        raise FitError(wrong[0], where=where, fix=wrong[1])
+
+
 def check_weights(linears: dict[str, nn.Linear], where: str) -> None:
     """Refuse weights that no grid can hold, before anything is changed.
 
@@ -78,9 +94,33 @@ def put(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def report(path: str, linear: nn.Linear, layer: QuantizedLinear, scheme: str, snr_db: float) -> LayerReport:
-    """Return what happened to a layer, its bytes as they are held."""
-    return LayerReport(path, scheme, snr_db, _bytes(linear), _bytes(layer))
+def report(
+    path: str, linear: nn.Linear, layer: QuantizedLinear, scheme: str, snr_db: float, **measured: Any
+) -> LayerReport:
+    """Return what happened to a layer, its bytes as they are held.
+
+    Args:
+        path: of the layer.
+        linear, layer: before and after.
+        scheme, snr_db: as in the report.
+        measured: its optional fields.
+    """
+    return LayerReport(path, scheme, snr_db, _bytes(linear), _bytes(layer), **measured)
+
+
+@torch.no_grad()
+def output_error(linear: nn.Linear, layer: nn.Module, x_SK: Tensor) -> float | None:
+    """Return the squared error of a layer's output on inputs (S, K), as a fraction of the float output's square.
+
+    None without inputs. Inputs are cast to the float layer's dtype, in which both run.
+    """
+    if not len(x_SK):
+        return None
+    x_SK = x_SK.to(linear.weight.dtype)
+    expected = linear(x_SK).float()
+    noise = (layer(x_SK).float() - expected).double().square().sum().item()
+    signal = expected.double().square().sum().item()
+    return noise / signal if signal else 0.0
 
 
 def _bytes(module: nn.Module) -> int:

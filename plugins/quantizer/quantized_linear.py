@@ -5,6 +5,7 @@ Shape legend: M tokens, N out features, K in features, G groups of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from stackloom.core.errors import FitError
 from stackloom.kernels.int4_pack import pack_int4, unpack_int4
-from stackloom.plugins.quantizer.grid import dequantize_groups, quantize_tokens
+from stackloom.plugins.quantizer.grid import dequantize_groups, quantize_tensor, quantize_tokens
 from stackloom.plugins.quantizer.integer_matmul import int8_matmul
 
 
@@ -23,7 +24,7 @@ class QuantizedLinear(nn.Module):
 
     With float activations the weight is dequantized to the input's dtype for the product. With int8 activations each
     token is quantized as it comes (`quantize_tokens`), the products are summed in integers, per group of the weight,
-    and the sums are scaled in float32; this path has no gradient.
+    and the sums are scaled in float32; this path has no gradient. After `amplify` the scales are integers too.
 
     Args:
         in_features, out_features: K and N.
@@ -31,15 +32,20 @@ class QuantizedLinear(nn.Module):
         group: elements of a row that share a scale; divides K.
         int8_activations: how inputs are treated.
         bias: whether there is one; it keeps the layer's dtype.
+        static: whether there is a place for a scale of the inputs that calibration found.
         device, dtype: of the float layer that this one stands for.
 
     Attributes:
         qweight: (N, K) int8, or (N, ceil(K / 2)) uint8 with two int4 each; zero until `put`.
-        scale: (N, G) float32; casts of the model leave it in float32.
+        scale: (N, G) float32, also after casts of the model; int32 after `amplify`.
+        amplifier: (N,) int32, what integer scales are divided by; None while scales are floats.
+        input_scale: (1,) float32 with `static`: positive for one grid for all tokens, 0 for a grid per token.
     """
 
     qweight: Tensor
     scale: Tensor
+    amplifier: Tensor | None
+    input_scale: Tensor | None
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class QuantizedLinear(nn.Module):
         group: int,
         int8_activations: bool,
         bias: bool,
+        static: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -60,10 +67,15 @@ class QuantizedLinear(nn.Module):
         kind = torch.int8 if bits == 8 else torch.uint8
         self.register_buffer("qweight", torch.zeros(out_features, width, dtype=kind, device=device))
         self.register_buffer("scale", torch.zeros(out_features, in_features // group, device=device))
+        self.register_buffer("amplifier", None)
+        self.register_buffer("input_scale", torch.zeros(1, device=device) if static else None)
+        self._one_grid = False  # of `input_scale`, which a compiled graph must not look into
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
 
     @classmethod
-    def like(cls, linear: nn.Linear, *, bits: int, group: int, int8_activations: bool) -> QuantizedLinear:
+    def like(
+        cls, linear: nn.Linear, *, bits: int, group: int, int8_activations: bool, static: bool = False
+    ) -> QuantizedLinear:
         """Return an empty layer of a linear layer's sizes, device, dtype and mode."""
         made = cls(
             linear.in_features,
@@ -72,6 +84,7 @@ class QuantizedLinear(nn.Module):
             group=group,
             int8_activations=int8_activations,
             bias=linear.bias is not None,
+            static=static,
             device=linear.weight.device,
             dtype=linear.weight.dtype,
         )
@@ -85,6 +98,30 @@ class QuantizedLinear(nn.Module):
         if self.bias is not None and bias_N is not None:
             self.bias.copy_(bias_N)
 
+    @torch.no_grad()
+    def put_input_scale(self, scale: float) -> None:
+        """Quantize every input on the grid of this scale; 0 goes back to a grid per token.
+
+        Raises:
+            ValueError: the layer has no place for it, or it is negative or not finite.
+        """
+        if self.input_scale is None or not 0 <= scale < math.inf:
+            raise ValueError(f"no place for an input scale of {scale}")
+        self.input_scale.fill_(scale)
+        self._one_grid = scale > 0
+
+    def amplify(self, multiplier_NG: Tensor, amplifier_N: Tensor) -> None:
+        """Hold the scales as integers `multiplier / amplifier`, so that groups are scaled and summed in int32.
+
+        Whoever calls this has proved that no sum leaves int32.
+
+        Args:
+            multiplier_NG: (N, G) integers below 2^24, which float32 holds exactly.
+            amplifier_N: (N,) positive powers of two.
+        """
+        self.scale = multiplier_NG.to(torch.int32)
+        self.amplifier = amplifier_N.to(torch.int32)
+
     def integers(self) -> Tensor:
         """Return the weight's integers (N, K) int8."""
         if self.bits == 8:
@@ -92,9 +129,13 @@ class QuantizedLinear(nn.Module):
         chosen = "auto" if self.qweight.is_cuda else "reference"
         return unpack_int4(self.qweight, self.in_features, implementation=chosen)
 
+    def float_scale(self) -> Tensor:
+        """Return what one step of the grid is worth (N, G) in float32."""
+        return self.scale if self.amplifier is None else self.scale.float() / self.amplifier[:, None]
+
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """Return the weight (N, K)."""
-        return dequantize_groups(self.integers(), self.scale, dtype)
+        return dequantize_groups(self.integers(), self.float_scale(), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N) in x's dtype.
@@ -112,34 +153,48 @@ class QuantizedLinear(nn.Module):
             output_MN = self._in_integers(x.reshape(-1, self.in_features)).to(x.dtype)
         return output_MN.reshape(*x.shape[:-1], self.out_features)
 
+    def quantize_input(self, x_MK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs as int8 (M, K) in [-127, 127] and their float32 scale, (M, 1) or a scalar."""
+        if self._one_grid and self.input_scale is not None:
+            return quantize_tensor(x_MK, self.input_scale)
+        return quantize_tokens(x_MK)
+
     def _in_integers(self, x_MK: Tensor) -> Tensor:
         """Return the output (M, N) in float32."""
-        q_MK, token_scale_M1 = quantize_tokens(x_MK)
-        w_NK = self.integers()
-        sums_MN = torch.zeros(x_MK.shape[0], self.out_features, device=x_MK.device)
+        q_MK, input_scale = self.quantize_input(x_MK)
+        w_NK, kind = self.integers(), self.scale.dtype
+        sums_MN = torch.zeros(x_MK.shape[0], self.out_features, device=x_MK.device, dtype=kind)
         for place, first in enumerate(range(0, self.in_features, self.group)):
             part = slice(first, first + self.group)
-            sums_MN += int8_matmul(q_MK[:, part], w_NK[:, part]).float() * self.scale[:, place]
-        output_MN = sums_MN * token_scale_M1
+            sums_MN += int8_matmul(q_MK[:, part], w_NK[:, part]).to(kind) * self.scale[:, place]
+        if self.amplifier is not None:
+            sums_MN = sums_MN.float() / self.amplifier  # a power of two: exact
+        output_MN = sums_MN * input_scale
         return output_MN if self.bias is None else output_MN + self.bias.float()
 
     def extra_repr(self) -> str:
         """Describe the layer for `print(model)`."""
-        scheme = describe(self.bits, self.group, self.in_features, self.int8_activations)
+        scheme = describe(self.bits, self.group, self.in_features, self.int8_activations, self._one_grid)
         return f"{self.in_features}, {self.out_features}, {scheme}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move or cast the layer, the scales in float32 all the way: `model.to(bfloat16)` must not change weights."""
-        before = self.scale
+        before, input_before = self.scale, self.input_scale
         super()._apply(fn, recurse)
-        if self.scale.dtype != torch.float32:
+        if self.scale.dtype != before.dtype:
             self.scale = before.to(self.scale.device)
+        if input_before is not None and self.input_scale is not None:
+            self.input_scale = input_before.to(self.input_scale.device)
         if self.bias is not None:
             self.dtype = self.bias.dtype
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        self._one_grid = self.input_scale is not None and self.input_scale.item() > 0
 
-def describe(bits: int, group: int, in_features: int, int8_activations: bool) -> str:
+
+def describe(bits: int, group: int, in_features: int, int8_activations: bool, static: bool = False) -> str:
     """Return the scheme for people: "W4 g64, A8 per token".
 
     Example:
@@ -147,4 +202,4 @@ def describe(bits: int, group: int, in_features: int, int8_activations: bool) ->
         'W8 per channel, A8 per token'
     """
     weight = f"W{bits} per channel" if group == in_features else f"W{bits} g{group}"
-    return f"{weight}, A8 per token" if int8_activations else f"{weight}, float activations"
+    return f"{weight}, A8 {'static' if static else 'per token'}" if int8_activations else f"{weight}, float activations"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import gcd
@@ -12,6 +13,15 @@ from stackloom.core.shapes import ModelShape
 KEPT = ("*lm_head*", "*embed*", "*router*", "*.mlp.gate")
 SCALE_BYTES = 4  # scales are float32
 SMALLEST_SUGGESTED_GROUP = 8
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+# Kind, producer and readers of the tensors of a Llama-style layer out of which a scale per channel can be moved.
+FOLDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("norm", "input_layernorm", _QKV),
+    ("norm", "post_attention_layernorm", _GATE_UP),
+    ("value", "self_attn.v_proj", ("self_attn.o_proj",)),
+    ("up", "mlp.up_proj", ("mlp.down_proj",)),
+)
 
 
 @dataclass(frozen=True)
@@ -78,16 +88,38 @@ def legal_groups(columns: Sequence[int]) -> list[int]:
     return [size for size in range(SMALLEST_SUGGESTED_GROUP, common + 1) if common % size == 0]
 
 
+def planned_folds(shape: ModelShape, selected: AbstractSet[str], kinds: Collection[str]) -> list[str]:
+    """Return the paths that moving scales out of the selected layers' inputs rewrites, in a Llama-style model.
+
+    Args:
+        shape: of the model.
+        selected: paths of the layers that are quantized.
+        kinds: of `FOLDS`, where scales may go: "norm", "up" (into up_proj, from down_proj), "value" (into v_proj).
+    """
+    found: dict[str, None] = {}
+    for layer in range(shape.layers):
+        for kind, producer, readers in FOLDS:
+            paths = [f"model.layers.{layer}.{name}" for name in (producer, *readers)]
+            if kind in kinds and not selected.isdisjoint(paths[1:]):
+                found |= dict.fromkeys(paths)
+    return list(found)
+
+
 def nodes_of(linears: Sequence[PlannedLinear], layers: int) -> tuple[str, ...]:
     """Return the layers as touch nodes, `*` for the layer's number where all layers are selected."""
+    return path_nodes([linear.path for linear in linears], layers)
+
+
+def path_nodes(paths: Sequence[str], layers: int) -> tuple[str, ...]:
+    """Return module paths as touch nodes, `*` for the layer's number where all layers are named."""
     numbers: dict[str, list[str]] = {}
     nodes = []
-    for linear in linears:
-        if linear.path.startswith("model.layers."):
-            number, _, name = linear.path.removeprefix("model.layers.").partition(".")
+    for path in paths:
+        if path.startswith("model.layers."):
+            number, _, name = path.removeprefix("model.layers.").partition(".")
             numbers.setdefault(name, []).append(number)
         else:
-            nodes.append(linear.path)
+            nodes.append(path)
     for name, found in numbers.items():
         nodes.append(f"model.layers.{'*' if len(found) == layers else '[' + '|'.join(found) + ']'}.{name}")
     return tuple(sorted(nodes))

@@ -86,10 +86,27 @@ class StageContext:
             ArtifactError: an artifact of the lineage is damaged or does not fit the model.
         """
         builder = build(self.catalogue, self.plan.model[0])
+        return self._loaded(builder, self.lineage), builder.tokenizer()
+
+    def load_float_model(self) -> Any:
+        """Return the model as it would be without the quantize stages.
+
+        Raises:
+            FitError: no earlier stage quantizes.
+            ArtifactError: as `load_model`.
+        """
+        kept = [artifact for artifact in self.lineage if artifact.card.kind != "quantized"]
+        if len(kept) == len(self.lineage):
+            raise FitError(
+                "no earlier stage quantizes", where="evaluate.compare_to_float", fix="leave it out, or quantize first"
+            )
+        return self._loaded(build(self.catalogue, self.plan.model[0]), kept)
+
+    def _loaded(self, builder: Any, lineage: Sequence[Artifact]) -> Any:
         model = builder.load(device=self.device, dtype=self.plan.resources.dtype)
-        for artifact in self.lineage:
+        for artifact in lineage:
             apply(read(artifact.folder), model, self.catalogue)
-        return model, builder.tokenizer()
+        return model
 
 
 def configure(catalogue: Catalogue, plugin: str, options: dict[str, Any]) -> ComponentConfig:

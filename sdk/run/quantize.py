@@ -26,9 +26,16 @@ def run(ctx: StageContext) -> Artifact:
     quantizer = ctx.component("quantizer")
     data = ctx.component("data", tokenizer)
     calibration = [] if data is None else sequences(data, options.calibration_sequences, options.sequence_length)
-    ctx.progress(0, 1, {})
+    steps = 1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal steps
+        steps = total
+        ctx.progress(done, total, {})
+
+    progress(0, 1)
     with torch.no_grad():
-        layers = quantizer.quantize(model, calibration)
+        layers = quantizer.quantize(model, calibration, progress)
     before, after = sum(layer.bytes_before for layer in layers), sum(layer.bytes_after for layer in layers)
     values = {
         "layers": len(layers),
@@ -36,8 +43,10 @@ def run(ctx: StageContext) -> Artifact:
         "bytes_after": after,
         "lowest_snr_db": min(layer.snr_db for layer in layers),
     }
+    if errors := [layer.output_error for layer in layers if layer.output_error is not None]:
+        values["highest_output_error"] = max(errors)
     ctx.metrics(1, values)
-    ctx.progress(1, 1, values)
+    ctx.progress(steps, steps, values)
     part = ctx.planned("quantizer")
     assert part is not None
     details: dict[str, Any] = {

@@ -38,13 +38,19 @@ def record(plugin: str) -> PluginRecord:
 
 
 def make_config(plugin: PluginRecord, options: dict[str, Any]) -> ComponentConfig:
-    """Return the plugin's validated config.
+    """Return the plugin's validated config, nested references resolved as a plan resolves them.
 
     Raises:
         ErrorGroup: every bad option.
         PluginError: the config cannot be imported.
     """
-    return validate_options(load_config(plugin), options, plugin.id)
+    config = validate_options(load_config(plugin), options, plugin.id)
+    nested = {
+        name: make_config(record(value.use), value.options)
+        for name, _, value in config.nested()
+        if not isinstance(value, ComponentConfig)
+    }
+    return config.model_copy(update=nested)
 
 
 def build(plugin: str, /, *dependencies: Any, **options: Any) -> Any:

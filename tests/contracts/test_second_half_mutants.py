@@ -11,10 +11,13 @@ from torch import nn
 
 from stackloom.core.cost import Cost
 from stackloom.core.hooks import hookimpl
+from stackloom.core.slots.quantizer import quiet
 from stackloom.core.touch import Touch
 from stackloom.plugins.adapter.lora.lora import LoRA
 from stackloom.plugins.adapter.low_rank import LowRankLinear, wrapped
 from stackloom.plugins.quantizer import layers
+from stackloom.plugins.quantizer.fptq.fptq import FPTQ
+from stackloom.plugins.quantizer.grid import quantize_groups
 from stackloom.plugins.quantizer.quantized_linear import QuantizedLinear
 from stackloom.plugins.quantizer.rtn.rtn import RTN
 from stackloom.plugins.tracker.jsonl.jsonl import Jsonl
@@ -246,51 +249,51 @@ class OfRTN(QuantizerContract):
 
 
 class TakesTheHead(RTN):
-    def quantize(self, model, calibration):
-        reports = super().quantize(model, calibration)
+    def quantize(self, model, calibration, progress=quiet):
+        reports = super().quantize(model, calibration, progress)
         model.lm_head.weight.data.mul_(1.01)
         return reports
 
 
 class ReportsAnotherRatio(RTN):
-    def quantize(self, model, calibration):
+    def quantize(self, model, calibration, progress=quiet):
         return [
             type(report)(**{**vars(report), "snr_db": report.snr_db + 1})
-            for report in super().quantize(model, calibration)
+            for report in super().quantize(model, calibration, progress)
         ]
 
 
 class ReportsFewerBytes(RTN):
-    def quantize(self, model, calibration):
-        found = super().quantize(model, calibration)
+    def quantize(self, model, calibration, progress=quiet):
+        found = super().quantize(model, calibration, progress)
         return [type(report)(**{**vars(report), "bytes_after": report.bytes_after - 4}) for report in found]
 
 
 class ForgetsALayer(RTN):
-    def quantize(self, model, calibration):
-        return super().quantize(model, calibration)[1:]
+    def quantize(self, model, calibration, progress=quiet):
+        return super().quantize(model, calibration, progress)[1:]
 
 
 class HalvesTheScales(RTN):
-    def quantize(self, model, calibration):
-        reports = super().quantize(model, calibration)
+    def quantize(self, model, calibration, progress=quiet):
+        reports = super().quantize(model, calibration, progress)
         for layer in layers.quantized(model).values():
             layer.scale.mul_(2)
         return reports
 
 
 class QuantizesNothing(RTN):
-    def quantize(self, model, calibration):
+    def quantize(self, model, calibration, progress=quiet):
         twin = {path: module for path, module in model.named_modules() if type(module) is nn.Linear}
-        reports = super().quantize(model, calibration)
+        reports = super().quantize(model, calibration, progress)
         for report in reports:
             layers.put(model, report.name, twin[report.name])
         return reports
 
 
 class KeepsScalesOutside(RTN):
-    def quantize(self, model, calibration):
-        reports = super().quantize(model, calibration)
+    def quantize(self, model, calibration, progress=quiet):
+        reports = super().quantize(model, calibration, progress)
         for layer in layers.quantized(model).values():
             layer.__class__ = SecretlyScaled
         return reports
@@ -316,33 +319,33 @@ class DequantizesIntoFloat64(RTN):
 
 
 class QuantizesAnything(RTN):
-    def quantize(self, model, calibration):
+    def quantize(self, model, calibration, progress=quiet):
         try:
-            return super().quantize(model, calibration)
+            return super().quantize(model, calibration, progress)
         except Exception:  # noqa: BLE001 - the mutation
             return []
 
 
 class ChecksAsItGoes(RTN):
-    def quantize(self, model, calibration):
+    def quantize(self, model, calibration, progress=quiet):
         reports = []
-        for path, linear in self._linears(model).items():
+        for path, linear in self.linears(model).items():
             layers.check_weights({path: linear}, "mutant")
-            reports.append(self._quantize(model, path, linear))
+            reports.append(self.exchange(model, path, linear, *quantize_groups(linear.weight, 4, 16)))
         return reports
 
 
 class RoundsItsScales(RTN):
-    def quantize(self, model, calibration):
-        reports = super().quantize(model, calibration)
+    def quantize(self, model, calibration, progress=quiet):
+        reports = super().quantize(model, calibration, progress)
         for layer in layers.quantized(model).values():
             layer._apply = lambda fn, recurse=True, layer=layer: nn.Module._apply(layer, fn, recurse)
         return reports
 
 
 class RoundsByChance(RTN):
-    def quantize(self, model, calibration):
-        reports = super().quantize(model, calibration)
+    def quantize(self, model, calibration, progress=quiet):
+        reports = super().quantize(model, calibration, progress)
         for layer in layers.quantized(model).values():
             layer.scale.mul_(1 + 0.01 * torch.rand(()))
         return reports
@@ -354,9 +357,27 @@ class SilentlyDequantizesNothing(RTN):
             super().dequantize(model)
 
 
+class SaysNothingOfInputs(RTN):
+    def quantize(self, model, calibration, progress=quiet):
+        return [
+            type(report)(**{**vars(report), "strategy": ""})
+            for report in super().quantize(model, calibration, progress)
+        ]
+
+
+class StopsCounting(RTN):
+    def quantize(self, model, calibration, progress=quiet):
+        return super().quantize(model, calibration, lambda done, total: progress(done, total + 1))
+
+
+class HidesAnEqualization(RTN):
+    def equalize(self, model, calibration):
+        """Do nothing, unasked."""
+
+
 class ReadsCalibration(RTN):
-    def quantize(self, model, calibration):
-        reports = super().quantize(model, calibration)
+    def quantize(self, model, calibration, progress=quiet):
+        reports = super().quantize(model, calibration, progress)
         for layer in layers.quantized(model).values():
             layer.scale.mul_(1 + 0.01 * len(calibration))
         return reports
@@ -385,6 +406,9 @@ class ReadsCalibration(RTN):
         (RoundsByChance, "test_is_as_deterministic_as_claimed"),
         (SilentlyDequantizesNothing, "test_dequantizing_a_float_model_is_refused"),
         (ReadsCalibration, "test_calibration_feature_is_true"),
+        (SaysNothingOfInputs, "test_reports_say_how_inputs_are_treated_and_how_far_outputs_are_off"),
+        (StopsCounting, "test_progress_rises_to_its_total"),
+        (HidesAnEqualization, "test_equalization_changes_weights_and_not_the_function"),
     ],
 )
 def test_broken_quantizer(mutant, law, tmp_path):
@@ -410,6 +434,50 @@ def test_broken_quantizer(mutant, law, tmp_path):
 def test_quantizer_that_plans_otherwise_than_it_does(method, law, tmp_path):
     (name,) = [name for name in dir(OfRTN) if law in name]
     catches(built(OfRTN, RTN, **method), name, tmp_path)
+
+
+class OfFPTQ(QuantizerContract):
+    plugin = "quantizer.fptq"
+    options: ClassVar = {"static_up_to": 1.0, "dynamic_from": 1e6}
+
+
+class FoldsAgain(FPTQ):
+    def equalize(self, model, calibration):
+        super().equalize(model, calibration)
+        model.model.layers[0].input_layernorm.weight.mul_(1.001)
+
+
+class EqualizesNothing(FPTQ):
+    def equalize(self, model, calibration):
+        """Leave everything as it is."""
+
+
+class RewritesTheHead(FPTQ):
+    def equalize(self, model, calibration):
+        super().equalize(model, calibration)
+        model.model.norm.weight.mul_(2)
+        model.lm_head.weight.div_(2)
+
+
+class TakesAnyInput(FPTQ):
+    def quantize(self, model, calibration, progress=quiet):
+        model.get_input_embeddings().weight.nan_to_num_()
+        return super().quantize(model, calibration, progress)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "law"),
+    [
+        (FoldsAgain, "test_equalization_changes_weights_and_not_the_function"),
+        (RewritesTheHead, "test_equalization_changes_weights_and_not_the_function"),
+        (EqualizesNothing, "test_signal_to_noise_is_that_of_the_dequantized_weights"),
+        (EqualizesNothing, "test_everything_else_stays_as_it_was"),
+        (TakesAnyInput, "test_inputs_that_are_not_finite_are_refused_before_a_layer_is_lost"),
+    ],
+)
+def test_broken_equalization(mutant, law, tmp_path):
+    with torch.no_grad():
+        catches(built(OfFPTQ, mutant), law, tmp_path)
 
 
 def test_calibration_that_is_claimed_and_not_needed(tmp_path):

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stackloom.core.config import ComponentConfig, option
 from stackloom.core.cost import Cost, Work
@@ -29,6 +29,28 @@ class Known(NamedTuple):
     published: int
 
 
+class Fresh(BaseModel):
+    """Sizes of a model that starts from random weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int = Field(description="decoder layers", gt=0)
+    hidden: int = Field(description="hidden size, a multiple of twice the heads", gt=0)
+    heads: int = Field(description="query heads", gt=0)
+    kv_heads: int = Field(description="key and value heads; divides heads", gt=0)
+    intermediate: int = Field(description="width of the MLP", gt=0)
+    seed: int = Field(0, description="of the weights", ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Fresh:
+        if self.hidden % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                f"hidden {self.hidden} must be a multiple of twice the {self.heads} heads, and those of kv_heads "
+                f"{self.kv_heads}"
+            )
+        return self
+
+
 class HFConfig(ModelConfig):
     """A Hugging Face causal language model. There is no way to run a checkpoint's own code.
 
@@ -42,6 +64,9 @@ class HFConfig(ModelConfig):
     )
     revision: str | None = option(
         None, "commit, tag or branch of a repository on the hub; null takes its newest", min_length=1
+    )
+    fresh: Fresh | None = option(
+        None, "sizes of a model of the checkpoint's architecture and tokenizer with random weights; null loads its own"
     )
     attention: Annotated[Ref | ComponentConfig | None, RefTo("attention")] = option(
         None, "token mixer to put into the layers; projections of the same name and shape keep their weights"
@@ -81,15 +106,15 @@ class HFConfig(ModelConfig):
         return None
 
     def shape(self) -> ModelShape:
-        """Return the shape from the folder's config.json or from the shipped table.
+        """Return the shape from the folder's config.json or from the shipped table, with the sizes of `fresh`.
 
         Raises:
             ConfigError: no such folder, a folder without a language model, or an unknown name.
         """
         if folder := self.folder():
-            return ModelShape.from_folder(folder)
+            return self._resized(ModelShape.from_folder(folder))
         if known := find_known(self.checkpoint):
-            return known.shape
+            return self._resized(known.shape)
         names = [name for name, _ in known_checkpoints()]
         raise ConfigError(
             f"unknown checkpoint {self.checkpoint!r}",
@@ -101,6 +126,12 @@ class HFConfig(ModelConfig):
                 f"give that folder; known names: {', '.join(sorted(names))}",
             ),
         )
+
+    def _resized(self, shape: ModelShape) -> ModelShape:
+        if self.fresh is None:
+            return shape
+        sizes = self.fresh.model_dump(exclude={"seed"}) | {"head_dim": self.fresh.hidden // self.fresh.heads}
+        return shape.model_copy(update=sizes | {"name": f"{shape.name}, fresh"})
 
     def layers(self, shape: ModelShape) -> tuple[int, ...]:
         """Return the numbers of the layers whose attention is replaced, ascending."""

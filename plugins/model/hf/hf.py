@@ -21,7 +21,7 @@ from stackloom.core.config import ComponentConfig
 from stackloom.core.errors import ArtifactError, ConfigError
 from stackloom.core.shapes import ModelShape
 from stackloom.plugins.model.hf import embedded
-from stackloom.plugins.model.hf.config import EMBEDDED, HFConfig, find_known
+from stackloom.plugins.model.hf.config import EMBEDDED, Fresh, HFConfig, find_known
 from stackloom.plugins.model.hf.retrofit import retrofit
 
 HOSTED = ".self_attn.mixer."  # part of every tensor name that a replaced attention saves
@@ -67,12 +67,13 @@ class HF:
         kind = _dtype(dtype)
         folder, attention = self.config.folder(), self.config.attention
         shape = self.config.shape() if folder or find_known(self.config.checkpoint) else None
-        hosted = folder is not None and any(HOSTED in name for name in _tensor_names(folder))
+        fresh = self.config.fresh
+        hosted = fresh is None and folder is not None and any(HOSTED in name for name in _tensor_names(folder))
         if hosted and attention is None:
             raise ArtifactError(
                 "it was saved with an attention plugin", where=self._where, fix="give the same `attention` as then"
             )
-        model = self._fresh(kind) if hosted else self._pretrained(kind)
+        model = self._fresh(kind) if hosted or fresh else self._pretrained(kind)
         found = ModelShape.from_hf_config(shape.name if shape else self.config.checkpoint, model.config.to_dict())
         if shape is not None and (differs := _difference(shape, found)):
             raise ArtifactError(
@@ -177,12 +178,29 @@ class HF:
         return model
 
     def _fresh(self, dtype: torch.dtype) -> PreTrainedModel:
-        """Build the architecture of the folder's config.json with random weights."""
+        """Build the checkpoint's architecture with random weights, in the sizes of `fresh` if there are any."""
+        fresh = self.config.fresh
         try:
-            config = AutoConfig.from_pretrained(self._source, trust_remote_code=False)
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self._source, trust_remote_code=False, **self._whence)
+            if fresh is not None:
+                config.update(_sizes(fresh))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0 if fresh is None else fresh.seed)
+                return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         except Exception as cause:  # as for the tokenizer
             raise ArtifactError(f"cannot build the model: {_line(cause)}", where=self._where) from cause
+
+
+def _sizes(fresh: Fresh) -> dict[str, int]:
+    """Return the sizes by the names of a Llama-style config.json."""
+    return {
+        "num_hidden_layers": fresh.layers,
+        "hidden_size": fresh.hidden,
+        "num_attention_heads": fresh.heads,
+        "num_key_value_heads": fresh.kv_heads,
+        "head_dim": fresh.hidden // fresh.heads,
+        "intermediate_size": fresh.intermediate,
+    }
 
 
 def _tensor_names(folder: Path) -> dict[str, Path]:

@@ -22,7 +22,7 @@ from stackloom.core.cost import Cost, Work
 from stackloom.core.devices import DTYPE_BYTES, find_device
 from stackloom.core.errors import ConfigError
 from stackloom.core.fit import Fit, FitContext
-from stackloom.core.loading import load_config, validate_options
+from stackloom.core.loading import load_config
 from stackloom.core.shapes import ModelShape
 from stackloom.core.slots import slots
 from stackloom.core.touch import Touch
@@ -78,13 +78,13 @@ class PluginContract:
 
     @classmethod
     def all_options(cls) -> dict[str, Any]:
-        """Return `options` together with those of `files`, which are written once per class."""
-        return {**cls.options, **_written(cls)}  # type: ignore[arg-type]  # mypy doubts that a class has a hash
+        """Return `options` together with those of `files`, which are written once per class and yield to `options`."""
+        return {**_written(cls), **cls.options}  # type: ignore[arg-type]  # mypy doubts that a class has a hash
 
     @classmethod
     def config(cls, **changes: Any) -> Any:
         """Return the plugin's config with `options`, some of them changed."""
-        return validate_options(load_config(cls.record()), {**cls.all_options(), **changes}, cls.plugin)
+        return lookup.make_config(cls.record(), {**cls.all_options(), **changes})
 
     @classmethod
     def component(cls, *dependencies: Any, **changes: Any) -> Any:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stackloom.core.errors import FitError
+from stackloom.core.fit import FitContext
 from stackloom.core.shapes import ModelShape
 from stackloom.core.touch import overlap
 from stackloom.testing.comparison import relative_error
@@ -31,6 +32,7 @@ class QuantizerContract(PluginContract):
     Attributes:
         logits_error: largest relative error of the quantized model's logits, in the Frobenius norm.
         lowest_snr_db: least signal-to-noise ratio of a layer's weights.
+        data_free: whether `options` make a plugin with feature "calibration" calibrate without data.
 
     Example:
         >>> class TestMyQuantizer(QuantizerContract):
@@ -40,6 +42,7 @@ class QuantizerContract(PluginContract):
 
     logits_error: ClassVar[float] = 0.5
     lowest_snr_db: ClassVar[float] = 10.0
+    data_free: ClassVar[bool] = False
 
     @classmethod
     def shape(cls) -> ModelShape:
@@ -56,9 +59,26 @@ class QuantizerContract(PluginContract):
         return torch.randint(0, cls.shape().vocab, (2, LENGTH), generator=torch.Generator().manual_seed(seed))
 
     @classmethod
+    def context(cls, dtype: str = "float32") -> FitContext:
+        """Return a quantize stage, which names data where the plugin reads it."""
+        found = super().context(dtype)
+        data = ("data.pydoc",) if cls.reads_data() else ()
+        return found.model_copy(update={"neighbours": (*found.neighbours, *data)})
+
+    @classmethod
+    def has(cls, feature: str) -> bool:
+        """Whether the manifest lists a feature."""
+        return feature in cls.record().manifest.can.features
+
+    @classmethod
+    def reads_data(cls) -> bool:
+        """Whether the plugin calibrates on data with these options."""
+        return cls.has("calibration") and not cls.data_free
+
+    @classmethod
     def calibration(cls) -> list[Tensor]:
-        """Return sequences of token ids (T,) where the manifest asks for them, else none."""
-        if "calibration" not in cls.record().manifest.can.features:
+        """Return sequences of token ids (T,) where the plugin reads them, else none."""
+        if not cls.reads_data():
             return []
         return [row for seed in range(100, 104) for row in cls.tokens(seed)]
 
@@ -66,6 +86,13 @@ class QuantizerContract(PluginContract):
         """Return (quantizer, quantized model, reports)."""
         model, quantizer = self.model(dtype, seed), self.component()
         return quantizer, model, quantizer.quantize(model, self.calibration())
+
+    def equalized(self, dtype: str = "float32", seed: int = 0) -> Any:
+        """Return the float model whose weights are rounded: the model itself, or the equalized one."""
+        model = self.model(dtype, seed)
+        if self.has("equalizes"):
+            self.component().equalize(model, self.calibration())
+        return model
 
     def test_outputs_stay_near_the_float_models(self, dtype: str) -> None:
         base = _logits(self.model(dtype), self.tokens())
@@ -90,7 +117,7 @@ class QuantizerContract(PluginContract):
     def test_everything_else_stays_as_it_was(self) -> None:
         _, model, reports = self.quantized()
         exchanged = tuple(f"{report.name}." for report in reports)
-        before, after = self.model().state_dict(), model.state_dict()
+        before, after = self.equalized().state_dict(), model.state_dict()
         kept = [name for name in before if not name.startswith(exchanged)]
         assert kept
         assert [name for name in kept if not torch.equal(before[name], after[name])] == []
@@ -98,7 +125,7 @@ class QuantizerContract(PluginContract):
     def test_signal_to_noise_is_that_of_the_dequantized_weights(self) -> None:
         quantizer, model, reports = self.quantized()
         quantizer.dequantize(model)
-        before, after = self.model().state_dict(), model.state_dict()
+        before, after = self.equalized().state_dict(), model.state_dict()
         for report in reports:
             weight, found = (state[f"{report.name}.weight"].double() for state in (before, after))
             noise = (weight - found).square().sum().item()
@@ -106,17 +133,67 @@ class QuantizerContract(PluginContract):
             assert report.snr_db == pytest.approx(measured, abs=0.01), report.name
             assert report.snr_db > self.lowest_snr_db, report.name
 
+    def test_equalization_changes_weights_and_not_the_function(self) -> None:
+        """In float64; only what touches name is rewritten, and every weight stays finite."""
+        if not self.has("equalizes"):
+            assert not hasattr(self.component(), "equalize")
+            return
+        before, model = self.model("float64"), self.model("float64")
+        self.component().equalize(model, self.calibration())
+        assert relative_error(_logits(model, self.tokens()), _logits(before, self.tokens())) < 1e-12
+        nodes = [node for touch in self.config().touches(self.context()) for node in touch.nodes]
+        old, new = before.state_dict(), model.state_dict()
+        changed = [name.rpartition(".")[0] for name in old if not torch.equal(old[name], new[name])]
+        assert [name for name in changed if not any(overlap(node, name) for node in nodes)] == []
+        assert all(torch.isfinite(tensor).all() for tensor in new.values())
+
+    def test_reports_say_how_inputs_are_treated_and_how_far_outputs_are_off(self) -> None:
+        _, _, reports = self.quantized()
+        assert all(report.strategy for report in reports)
+        for report in reports:
+            assert (report.activation_range is None) == (report.output_error is None), report.name
+            if self.has("calibration"):
+                assert report.activation_range is not None
+                assert report.activation_range > 0, report.name
+                assert report.output_error is not None
+                assert 0 < report.output_error < self.logits_error, report.name
+
+    def test_progress_rises_to_its_total(self) -> None:
+        calls: list[tuple[int, int]] = []
+        reports = self.component().quantize(self.model(), self.calibration(), lambda *call: calls.append(call))
+        assert len(calls) >= len(reports)
+        assert len({total for _, total in calls}) == 1
+        assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+        assert calls[-1][0] == calls[-1][1]
+
+    def test_inputs_that_are_not_finite_are_refused_before_a_layer_is_lost(self) -> None:
+        """A calibrated quantizer meets them in the model's first norm, whose layers must still be there."""
+        if not self.has("calibration"):
+            return
+        _, _, reports = self.quantized()
+        model = self.model()
+        model.get_input_embeddings().weight.data[:] = math.nan
+        with pytest.raises(FitError, match="not finite"):
+            self.component().quantize(model, self.calibration())
+        assert all(type(model.get_submodule(report.name)) is nn.Linear for report in reports)
+
     def test_bytes_are_what_cost_says(self, dtype: str) -> None:
         """The stage holds the float model, which the plan counts already, and this beside it."""
         _, _, reports = self.quantized(dtype)
-        assert self.config().cost(self.work(dtype)).weight_bytes == sum(report.bytes_after for report in reports)
+        config, work = self.config(), self.work(dtype)
+        costs = [config.cost(work), *(part.cost(work) for _, _, part in config.nested())]
+        assert sum(cost.weight_bytes for cost in costs) == sum(report.bytes_after for report in reports)
 
     def test_touches_name_what_is_replaced(self) -> None:
         _, _, reports = self.quantized()
         touches = self.config().touches(self.context())
+        rewritten = [touch for touch in touches if touch.mode == "rewrite"]
+        touches = [touch for touch in touches if touch.mode != "rewrite"]
+        assert self.has("equalizes") or not rewritten
         nodes = [node for touch in touches for node in touch.nodes]
         assert {(touch.mode, touch.needs) for touch in touches} == {("replace", "float")}
         assert all(touch.leaves not in ("", "float") for touch in touches)
+        assert all(touch.needs == "float" for touch in rewritten)
         assert [layer.name for layer in reports if not any(overlap(node, layer.name) for node in nodes)] == []
         assert [node for node in nodes if not any(overlap(node, layer.name) for layer in reports)] == []
 
@@ -192,7 +269,9 @@ class QuantizerContract(PluginContract):
         assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
     def test_calibration_feature_is_true(self) -> None:
-        if "calibration" in self.record().manifest.can.features:
+        if self.data_free:
+            assert self.has("data-free")
+        if self.reads_data():
             with pytest.raises(FitError):
                 self.component().quantize(self.model(), [])
         else:

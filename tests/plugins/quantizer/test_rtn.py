@@ -333,8 +333,8 @@ def test_scheme_and_group_size_are_checked():
     for options in ({"scheme": "w3a16"}, {"group_size": 0}, {"group_size": "row"}, {"include": []}):
         with pytest.raises(ConfigError):
             TestW8A8.config(**options)
-    assert [RTNConfig(scheme=scheme).group for scheme in SCHEMES] == [None, 64, 64]
-    assert RTNConfig(scheme="w4a8", group_size="channel").group is None
+    assert [RTNConfig(scheme=scheme).group_of(576) for scheme in SCHEMES] == [576, 64, 64]
+    assert RTNConfig(scheme="w4a8", group_size="channel").group_of(576) == 576
 
 
 def test_reports_say_the_scheme():

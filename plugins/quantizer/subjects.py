@@ -1,0 +1,113 @@
+"""What quantizers are judged on: SmolLM2-135M and a Llama trained here, losses token by token on held-out text.
+
+SmolLM2's weights come from a 4-bit file and lie on a grid already, so the second subject starts from random weights and
+is trained in bfloat16. All arms of a claim see the same tokens, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stackloom.core.claims import ClaimContext, ClaimResult
+from stackloom.core.statistics import mean_interval
+
+SMOLLM2, SCRATCH = "SmolLM2-135M", "17M from scratch"
+EMBEDDED = "smollm2-135m-instruct"
+SHAPE = {"layers": 6, "hidden": 256, "heads": 4, "kv_heads": 2, "intermediate": 768}
+TRAINING = {"use": "data.pydoc", "split": "train", "held_out": 0.2}
+TEXT = {"use": "data.pydoc", "split": "held-out", "held_out": 0.2}
+LENGTH = 512
+SEQUENCES = {"cpu": 16, "cpu-full": 64, "gpu": 64}
+CALIBRATION = {"cpu": 8, "cpu-full": 32, "gpu": 32}
+BF16 = {"dtype": "bfloat16"}
+
+
+def subjects(ctx: ClaimContext) -> dict[str, str]:
+    """Return a checkpoint by subject; the second one is trained the first time it is asked for, then found."""
+    train = {
+        "data": TRAINING,
+        "optimizer": {"use": "optimizer.adamw", "lr": 2e-3},
+        "steps": 150,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "sequence_length": 256,
+        "warmup_steps": 10,
+    }
+    run = ctx.run(
+        {
+            "name": "second-subject",
+            "model": {"use": "model.hf", "checkpoint": EMBEDDED, "fresh": SHAPE},
+            "resources": BF16,
+            "stages": [{"train": train}, {"export": {"dtype": "bfloat16"}}],
+        }
+    )
+    return {SMOLLM2: EMBEDDED, SCRATCH: str(run.stages[-1].folder)}
+
+
+def rows(ctx: ClaimContext, tokenizer: Any, text: Mapping[str, Any], count: int) -> Sequence[Any]:
+    """Return `count` token sequences of a text given by reference."""
+    options = {name: value for name, value in text.items() if name != "use"}
+    return ctx.data(text["use"], tokenizer, sequences=count, sequence_length=LENGTH, **options)
+
+
+def losses(ctx: ClaimContext, checkpoint: str, quantizer: Mapping[str, Any] | None = None) -> list[float]:
+    """Return each held-out token's negative log-likelihood in nats, after quantizing; None leaves the model alone."""
+    quantize = {
+        "quantizer": dict(quantizer or {}),
+        "data": TRAINING,
+        "calibration_sequences": CALIBRATION[ctx.scale],
+        "sequence_length": LENGTH,
+    }
+    evaluate = {"data": TEXT, "sequences": SEQUENCES[ctx.scale], "sequence_length": LENGTH}
+    stages: list[dict[str, Any]] = [{"quantize": quantize}] if quantizer else []
+    run = ctx.run(
+        {
+            "model": {"use": "model.hf", "checkpoint": checkpoint},
+            "resources": BF16,
+            "stages": [*stages, {"evaluate": evaluate}],
+        }
+    )
+    return [loss for row in run.metrics(len(stages))["perplexity"]["token_nll"] for loss in row]
+
+
+def smallest_gain(
+    ctx: ClaimContext, before: Mapping[str, Any] | None, after: Mapping[str, Any], others: Mapping[str, Any]
+) -> ClaimResult:
+    """Return the loss before minus the loss after, in nats per token, of the subject that gains least.
+
+    Args:
+        ctx: where arms run.
+        before, after: quantizers by reference.
+        others: more arms for the table, by name.
+    """
+    gains, tables = [], []
+    for subject, checkpoint in subjects(ctx).items():
+        arms = {name: losses(ctx, checkpoint, arm) for name, arm in others.items()}
+        first, second = losses(ctx, checkpoint, before), losses(ctx, checkpoint, after)
+        gains.append(mean_interval([a - b for a, b in zip(first, second, strict=True)]))
+        tables.append(table(subject, arms))
+    least = min(gains, key=lambda gain: gain["value"])
+    return ClaimResult(
+        ours=least["value"],
+        interval=least["interval"],
+        baseline=0.0,
+        seeds=ctx.seeds[:1],
+        details={"tables": tables},
+    )
+
+
+def table(subject: str, arms: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Return a table of perplexities; the first arm is what differences are paired with, token by token."""
+    base = next(iter(arms.values()))
+    rows = []
+    for name, found in arms.items():
+        difference = mean_interval([a - b for a, b in zip(found, base, strict=True)])
+        low, high = difference["interval"]
+        rows.append([name, math.exp(math.fsum(found) / len(found)), difference["value"], low, high])
+    return {
+        "title": f"{subject}, {len(base)} paired tokens",
+        "columns": ["arm", "perplexity", f"nats per token above {next(iter(arms))}", "from", "to"],
+        "rows": rows,
+    }
