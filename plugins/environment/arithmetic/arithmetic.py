@@ -99,11 +99,7 @@ def _draw(kind: str, rng: Random, largest: int, homes: Sequence[Split]) -> Probl
 
 def _work(steps: Sequence[str]) -> list[tuple[str, str]]:
     """Return (expression, result) of each step."""
-    done: list[tuple[str, str]] = []
-    for step in steps:
-        expression = step.format(done[-1][1] if done else "")
-        done.append((expression, show(calculate(expression))))
-    return done
+    return [(step, show(calculate(step))) for step in steps]
 
 
 class ArithmeticEpisode:

@@ -18,10 +18,16 @@ Kind: TypeAlias = Literal[
     "average",
     "perimeter",
     "savings",
+    "crates",
+    "compare",
+    "pricing",
     "ages",
     "area",
     "wages",
     "recipe",
+    "phone",
+    "reading",
+    "theatre",
 ]
 
 
@@ -35,12 +41,26 @@ class ArithmeticConfig(ComponentConfig):
 
     seed: int = option(0, "draws the problems; another seed gives other problems of the same splits", ge=0, lt=2**63)
     kinds: tuple[Kind, ...] = option(
-        ("change", "distance", "sharing", "discount", "units", "stock", "average", "perimeter", "savings"),
+        (
+            "change",
+            "distance",
+            "sharing",
+            "discount",
+            "units",
+            "stock",
+            "average",
+            "perimeter",
+            "savings",
+            "crates",
+            "compare",
+            "pricing",
+        ),
         "kinds of both splits, in turn; their instances differ between the splits",
         min_length=1,
     )
     unseen_kinds: tuple[Kind, ...] = option(
-        ("ages", "area", "wages", "recipe"), "kinds of the held-out split alone; empty leaves them out"
+        ("ages", "area", "wages", "recipe", "phone", "reading", "theatre"),
+        "kinds of the held-out split alone; empty leaves them out",
     )
     largest: int = option(100, "largest number that a question draws", ge=20, le=1_000_000)
 

@@ -26,8 +26,7 @@ class Problem:
     Attributes:
         numbers: what makes it this problem, whoever it is about; they decide its split.
         question: as it is asked.
-        steps: calculator expressions that solve it; "{}" stands for the result of the step before, the last one's
-            result is the answer.
+        steps: calculator expressions that solve it; the last one's result is the answer.
     """
 
     numbers: tuple[int, ...]
@@ -96,7 +95,7 @@ def discount(rng: Random, largest: int) -> Problem:
             "How many dollars are to pay?",
         )
     )
-    return Problem((count, price, off), question, (f"{count} * {price}", f"{{}} * (100 - {off}) / 100"))
+    return Problem((count, price, off), question, (f"{count} * {price} * (100 - {off}) / 100",))
 
 
 def units(rng: Random, largest: int) -> Problem:
@@ -172,6 +171,52 @@ def savings(rng: Random, largest: int) -> Problem:
     return Problem((weekly, weeks, spent), question, (f"{weekly} * {weeks} - {spent}",))
 
 
+def crates(rng: Random, largest: int) -> Problem:
+    """A product of three numbers, less what breaks."""
+    crates, boxes, each = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, min(24, largest))
+    broken = rng.randint(1, min(largest, crates * boxes * each))
+    what = rng.choice(GOODS)
+    question = rng.choice(
+        (
+            f"{crates} crates hold {boxes} boxes of {each} {what} each. {broken} {what} break. "
+            f"How many {what} are whole?",
+            f"A truck brings {crates} crates with {boxes} boxes of {each} {what} in each. {broken} {what} are stolen. "
+            f"How many {what} are left?",
+        )
+    )
+    return Problem((crates, boxes, each, broken), question, (f"{crates} * {boxes} * {each} - {broken}",))
+
+
+def compare(rng: Random, largest: int) -> Problem:
+    """The difference of two products."""
+    count, price = rng.randint(3, min(12, largest)), rng.randint(3, largest)
+    fewer, cheaper = rng.randint(1, count - 1), rng.randint(1, price - 1)
+    who, other = rng.sample(PEOPLE, 2)
+    what = rng.choice(GOODS)
+    question = rng.choice(
+        (
+            f"{who} buys {count} {what} at {price} dollars each, {other} buys {fewer} at {cheaper} dollars each. "
+            f"How many dollars more does {who} pay?",
+            f"{who} reads {count} books of {price} pages and {other} reads {fewer} books of {cheaper} pages. "
+            f"How many pages more does {who} read?",
+        )
+    )
+    return Problem((count, price, fewer, cheaper), question, (f"{count} * {price} - {fewer} * {cheaper}",))
+
+
+def pricing(rng: Random, largest: int) -> Problem:
+    """The price of some from the price of others: first for one, then for many."""
+    count, price, wanted = rng.randint(2, 9), rng.randint(2, max(2, largest // 9)), rng.randint(2, largest)
+    what = rng.choice(GOODS)
+    question = rng.choice(
+        (
+            f"{count} {what} cost {count * price} dollars. How many dollars do {wanted} {what} cost?",
+            f"A machine makes {count * price} {what} in {count} hours. How many {what} does it make in {wanted} hours?",
+        )
+    )
+    return Problem((count, count * price, wanted), question, (f"{count * price} / {count} * {wanted}",))
+
+
 def ages(rng: Random, largest: int) -> Problem:
     """A multiple of an age, some years on."""
     age, times, years = rng.randint(2, largest), rng.randint(2, 9), rng.randint(1, largest)
@@ -215,11 +260,52 @@ def recipe(rng: Random, largest: int) -> Problem:
     question = (
         f"A soup for {people} people takes {people * each} grams of rice. How many grams does it take for {guests}?"
     )
-    return Problem((people, each, guests), question, (f"{people * each} / {people}", f"{{}} * {guests}"))
+    return Problem((people, each, guests), question, (f"{people * each} / {people} * {guests}",))
+
+
+def phone(rng: Random, largest: int) -> Problem:
+    """A monthly fee and one at the start."""
+    fee, months, start = rng.randint(2, largest), rng.randint(2, 12), rng.randint(1, largest)
+    question = (
+        f"A phone costs {start} dollars at once and {fee} dollars a month. "
+        f"How many dollars is that after {months} months?"
+    )
+    return Problem((fee, months, start), question, (f"{fee} * {months} + {start}",))
+
+
+def reading(rng: Random, largest: int) -> Problem:
+    """What is left of a book after some days."""
+    daily, days = rng.randint(2, max(2, largest // 4)), rng.randint(2, 12)
+    pages = daily * days + rng.randint(1, largest)
+    who = rng.choice(PEOPLE)
+    question = f"A book has {pages} pages. {who} reads {daily} pages a day for {days} days. How many pages are left?"
+    return Problem((pages, daily, days), question, (f"{pages} - {daily} * {days}",))
+
+
+def theatre(rng: Random, largest: int) -> Problem:
+    """Rows of seats, some of them empty."""
+    rows, seats = rng.randint(2, largest), rng.randint(2, largest)
+    empty = rng.randint(1, min(largest, rows * seats))
+    question = f"A theatre has {rows} rows of {seats} seats. {empty} seats stay empty. How many seats are taken?"
+    return Problem((rows, seats, empty), question, (f"{rows} * {seats} - {empty}",))
 
 
 TRAINED: dict[str, Draw] = {
-    draw.__name__: draw for draw in (change, distance, sharing, discount, units, stock, average, perimeter, savings)
+    draw.__name__: draw
+    for draw in (
+        change,
+        distance,
+        sharing,
+        discount,
+        units,
+        stock,
+        average,
+        perimeter,
+        savings,
+        crates,
+        compare,
+        pricing,
+    )
 }
-UNSEEN: dict[str, Draw] = {draw.__name__: draw for draw in (ages, area, wages, recipe)}
+UNSEEN: dict[str, Draw] = {draw.__name__: draw for draw in (ages, area, wages, recipe, phone, reading, theatre)}
 KINDS = TRAINED | UNSEEN

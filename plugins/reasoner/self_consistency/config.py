@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from stackloom.core.config import ComponentConfig, option
+from stackloom.core.cost import Cost, Work
 from stackloom.core.fit import Fit, FitContext
 
 
@@ -22,6 +23,10 @@ class SelfConsistencyConfig(ComponentConfig):
         "which attempt with a most frequent answer: the first, or the one with the fewest or most generated tokens",
         source="inferred",
     )
+
+    def cost(self, work: Work) -> Cost:
+        """The attempts beside the first, which the stage counts itself."""
+        return Cost(flops=(self.width - 1) * work.model.forward_flops(work.tokens, 0))
 
     def fit(self, ctx: FitContext) -> Fit:
         """Warns where every attempt would be the same."""

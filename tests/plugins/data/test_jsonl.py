@@ -68,7 +68,7 @@ def trained(data, index=0):
 
 class TestMessages(DataContract):
     plugin = "data.jsonl"
-    trained = (f"Hello{END}\n", f"2{END}\nYes, ïndeed{END}\n", f"!{END}\n")
+    trained = (f"Hello{END}", f"2{END}Yes, ïndeed{END}", f"!{END}")
 
     @classmethod
     def files(cls, folder):
@@ -197,7 +197,7 @@ def test_example_cut_before_its_first_trained_token_is_bad(tmp_path):
 def test_trained_text_is_what_the_assistant_said(tmp_path_factory, turns):
     turns = [("user", "start"), *turns, ("assistant", "end")]
     data = read(tmp_path_factory.mktemp("chat"), [chat(*turns)])
-    said = "".join(f"{content}{END}\n" for role, content in turns if role == "assistant")
+    said = "".join(f"{content}{END}" for role, content in turns if role == "assistant")
     assert trained(data) == said
     full = data.tokenizer.apply_chat_template(chat(*turns)["messages"], tokenize=False)
     assert data[0].input_ids == data.tokenizer.encode(full, add_special_tokens=False)
@@ -216,6 +216,17 @@ def test_template_that_rewrites_history_is_refused_not_masked_wrongly(tmp_path):
     ):
         JsonlConfig(path=path).build(tokenizer)
     assert len(JsonlConfig(path=path, on_bad="skip").build(tokenizer)) == 1
+
+
+def test_what_a_template_writes_behind_the_end_marker_is_not_trained_and_without_a_marker_all_is(tmp_path):
+    path = write(tmp_path, [chat(("user", "Hi"), ("assistant", "Hello"))])
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}END \n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    marked = JsonlConfig(path=path).build(tiny_tokenizer(template.replace("END", END)))
+    assert trained(marked) == f"Hello{END}"
+    assert trained(JsonlConfig(path=path).build(tiny_tokenizer(template))) == "HelloEND \n"
 
 
 def test_template_that_raises_is_a_bad_line(tmp_path):
@@ -237,7 +248,7 @@ def test_tool_calls_and_tools_reach_the_template(tmp_path):
         ],
     }
     data = JsonlConfig(path=write(tmp_path, [record])).build(tiny_tokenizer(template))
-    assert trained(data) == f'[{{"id": 7}}]{END}\n'
+    assert trained(data) == f'[{{"id": 7}}]{END}'
     assert '"add"' in data.tokenizer.decode(data[0].input_ids)
 
 

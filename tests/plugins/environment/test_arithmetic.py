@@ -177,7 +177,7 @@ def test_numbers_of_a_question_decide_its_split(kind, split):
 def test_held_out_split_has_unseen_instances_and_unseen_kinds_and_says_which():
     environment = ArithmeticConfig().build()
     train = {task.kind for task in environment.tasks("train", 100)}
-    held_out = [task.kind for task in environment.tasks("held-out", 130)]
+    held_out = [task.kind for task in environment.tasks("held-out", 190)]
     assert train == {f"trained/{kind}" for kind in problems.TRAINED}
     assert set(held_out) - train == {f"unseen/{kind}" for kind in problems.UNSEEN}
     assert {held_out.count(kind) for kind in held_out} == {10}
