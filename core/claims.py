@@ -5,10 +5,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stackloom.core.manifest import Claim
 from stackloom.core.rows import Scale, Verdict
+
+
+class Curve(BaseModel):
+    """A drawing of one or more lines over the same places.
+
+    Attributes:
+        title: what it shows.
+        across, up: axis titles with their units.
+        x: places, at least one.
+        series: values per line, one for each place; None leaves a gap.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    title: str
+    across: str
+    up: str
+    x: tuple[float, ...] = Field(min_length=1)
+    series: dict[str, tuple[float | None, ...]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_a_value_for_each_place(self) -> Curve:
+        if wrong := [name for name, values in self.series.items() if len(values) != len(self.x)]:
+            raise ValueError(f"series {wrong[0]!r} has {len(self.series[wrong[0]])} values for {len(self.x)} places")
+        return self
+
+
+class Table(BaseModel):
+    """Rows below column titles.
+
+    Attributes:
+        title: what it shows.
+        columns: titles with their units.
+        rows: one cell for each column.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    title: str
+    columns: tuple[str, ...] = Field(min_length=1)
+    rows: tuple[tuple[str | int | float | None, ...], ...]
+
+    @model_validator(mode="after")
+    def _has_a_cell_for_each_column(self) -> Table:
+        if wrong := [row for row in self.rows if len(row) != len(self.columns)]:
+            raise ValueError(f"a row has {len(wrong[0])} cells for {len(self.columns)} columns")
+        return self
 
 
 class ClaimResult(BaseModel):
@@ -19,7 +66,12 @@ class ClaimResult(BaseModel):
         interval: 95 per cent interval of `ours`; None for an exact identity.
         baseline: what `ours` is compared with when the claim is a direction without a paper value.
         seeds: every seed that entered.
-        details: anything the report may plot (curves, tables); JSON data.
+        details: whatever explains the value; JSON data without NaN. `curves` holds a list of `Curve`, `tables` one of
+            `Table`, as objects or as their fields: both are drawn on the page beside the evidence.
+
+    Example:
+        >>> curve = Curve(title="Loss", across="step", up="loss", x=[1, 2], series={"ours": [3.1, 2.9]})
+        >>> ClaimResult(ours=2.9, interval=(2.8, 3.0), baseline=3.2, seeds=(0, 1), details={"curves": [curve]})
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +103,7 @@ class ClaimContext(Protocol):
 
     @property
     def seconds_left(self) -> float:
-        """Time budget that remains."""
+        """What remains of this claim's time budget; negative beyond it."""
         ...
 
     def component(self, plugin: str, /, *dependencies: Any, **options: Any) -> Any:
@@ -59,7 +111,24 @@ class ClaimContext(Protocol):
         ...
 
     def run(self, stack: Any) -> Any:
-        """Run a whole stack and return its run."""
+        """Run a stack (`sl.Stack`, or its plain data, whose name and device may be left out) and return its run.
+
+        `run.metrics(index)` holds what an evaluate stage measured. A stack that has run before costs nothing.
+        """
+        ...
+
+    def model(self, checkpoint: str, /, *, dtype: str = "float32") -> tuple[Any, Any]:
+        """Return (model, tokenizer) of a folder or of a checkpoint that `model.hf` knows, on `device`."""
+        ...
+
+    def data(
+        self, plugin: str, tokenizer: Any, /, *, sequences: int = 64, sequence_length: int = 512, **options: Any
+    ) -> Sequence[Any]:
+        """Return token sequences of exactly that length, 1-D int64, from a data plugin with these options."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Tell the user how far the claim is."""
         ...
 
 

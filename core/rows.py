@@ -40,9 +40,13 @@ class EvidenceRow(_Row):
     seeds: tuple[int, ...]
     seconds: float
     device: str
-    versions: dict[str, str]
+    versions: dict[str, str] = Field(description="distributions and Python; plugin id to the digest of its files")
     commit: str
     date: str = Field(description="ISO 8601, UTC")
+    baseline: float | None = Field(None, description="what ours is compared with")
+    command: str = Field("", description="repeats the measurement")
+    error: str = Field("", description="why there is no measurement, where the verdict is 'error'")
+    details: dict[str, Any] = Field(default_factory=dict, description="what the claim keeps besides: curves, tables")
 
 
 class BenchRow(BaseModel):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,7 +162,7 @@ def read_folder(folder: Path, *, named_by_digest: bool = False) -> tuple[list[Ev
     problems: list[str] = []
     for path in sorted(folder.rglob("*.json")):
         try:
-            found = list(_rows_in(path))
+            found = list(rows_in(path))
             if named_by_digest and [digest_of(row) for row in found] != [path.stem]:
                 raise ValueError("content does not match the name")
         except ValidationError as error:
@@ -175,7 +174,12 @@ def read_folder(folder: Path, *, named_by_digest: bool = False) -> tuple[list[Ev
     return rows, problems
 
 
-def _rows_in(path: Path) -> Iterator[EvidenceRow]:
+def rows_in(path: Path) -> Iterator[EvidenceRow]:
+    """Yield the rows of one file, a row or a list of rows.
+
+    Raises:
+        OSError, ValueError, RecursionError, EngineError: it is no evidence.
+    """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
     document = json.loads(path.read_bytes())
@@ -188,12 +192,13 @@ def _rows_in(path: Path) -> Iterator[EvidenceRow]:
 
 def _content(row: EvidenceRow) -> str:
     """Canonical JSON; refuses what would not read back equal."""
-    numbers = [row.paper, row.ours, row.seconds, *(row.interval or ())]
-    if not all(math.isfinite(number) for number in numbers if number is not None):
+    try:  # the fields as they are: a dump turns NaN into null
+        json.dumps([row.paper, row.ours, row.baseline, row.seconds, row.interval, row.details], allow_nan=False)
+    except (TypeError, ValueError) as cause:
         raise EngineError(
-            "evidence holds a number that is not finite; leave `ours` out and give the verdict 'error'",
+            f"evidence holds what JSON cannot ({cause}); leave `ours` out and give the verdict 'error'",
             where=f"{row.plugin} {row.claim}",
-        )
+        ) from cause
     content = json.dumps(_plain(row), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     if "\\u0000" in content or not _encodable(content):
         raise EngineError("evidence holds text that a database cannot", where=ascii(f"{row.plugin} {row.claim}"))
@@ -220,12 +225,26 @@ def _instant(row: EvidenceRow) -> str:
     )
 
 
+def write_rows(path: Path, rows: Iterable[EvidenceRow]) -> None:
+    """Write rows to one file that `import_folder` takes in.
+
+    Raises:
+        StorageError: it cannot be written; what was there is still there.
+    """
+    write_atomic(path, _text([_plain(row) for row in rows]))
+
+
 def _document(row: EvidenceRow) -> bytes:
-    return (json.dumps(_plain(row), indent=1, ensure_ascii=False) + "\n").encode()
+    return _text(_plain(row))
+
+
+def _text(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _plain(row: EvidenceRow) -> dict[str, Any]:
-    return row.model_dump(mode="json")
+    """A row's fields without those at their defaults, so that a field added later changes no older row's digest."""
+    return row.model_dump(mode="json", exclude_defaults=True)
 
 
 def _remove(file: Path) -> None:

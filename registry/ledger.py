@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from stackloom.registry.storage import Store
 
 Status: TypeAlias = Literal["running", "finished", "failed", "interrupted", "skipped"]
-_RUN = "id, name, plan_digest, status, created, finished, folder, host, pid"
+MAX_FAILURE = 4000  # characters
+_RUN = "id, name, plan_digest, status, created, finished, folder, failure, host, pid"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a plan. `interrupted` also stands for a process of this machine that is gone without a word."""
+    """One run of a plan. `interrupted` also stands for a process of this machine that is gone without a word.
+
+    Attributes:
+        failure: what stopped a failed run, type and message; empty otherwise.
+    """
 
     id: str
     name: str
@@ -36,6 +41,7 @@ class Run:
     created: str
     finished: str | None
     folder: Path
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,11 +111,12 @@ class Ledger:
 
     def resume(self, run: str) -> None:
         """Record that this process goes on with an interrupted or failed run."""
-        self._change(run, status="running", finished=None, host=platform.node(), pid=os.getpid())
+        self._change(run, status="running", finished=None, failure=None, host=platform.node(), pid=os.getpid())
 
-    def finish(self, run: str, status: Status = "finished") -> None:
-        """Record how a run ended."""
-        self._change(run, status=status, finished=_now())
+    def finish(self, run: str, status: Status = "finished", failure: str = "") -> None:
+        """Record how a run ended, and what stopped it if it failed."""
+        text = failure.replace("\0", "")[:MAX_FAILURE].encode(errors="replace").decode()
+        self._change(run, status=status, finished=_now(), failure=text or None)
 
     def begin_stage(self, run: str, position: int, kind: str, key: str) -> None:
         """Record that a stage starts, again if it was begun before."""
@@ -254,10 +261,10 @@ class Ledger:
 
 def _run(row: tuple[Any, ...]) -> Run:
     *values, host, pid = row
-    id_, name, digest, status, created, finished, folder = values
+    id_, name, digest, status, created, finished, folder, failure = values
     if status == "running" and host == platform.node() and not _alive(pid):
         status = "interrupted"
-    return Run(id_, name, digest, status, created, finished, Path(folder))
+    return Run(id_, name, digest, status, created, finished, Path(folder), failure or "")
 
 
 def _alive(pid: int) -> bool:

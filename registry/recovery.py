@@ -78,14 +78,15 @@ def _rows(file: Path, table: Table) -> tuple[list[dict[str, Any]], str]:
     failure = ""
     try:
         with contextlib.closing(_open(file)) as connection:
-            columns = ", ".join(column.name for column in table.columns)
+            there = {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table.name})")}
+            wanted = [column for column in table.columns if column.name in there or not column.nullable]  # older files
+            columns = ", ".join(column.name for column in wanted)
             for order in ("ASC", "DESC"):
                 try:
                     for values in connection.execute(f"SELECT {columns} FROM {table.name} ORDER BY rowid {order}"):
-                        row = dict(zip(table.columns.keys(), values, strict=True))
+                        row = dict(zip((column.name for column in wanted), values, strict=True))
                         if all(
-                            value is not None or column.nullable
-                            for value, column in zip(values, table.columns, strict=True)
+                            value is not None or column.nullable for value, column in zip(values, wanted, strict=True)
                         ):
                             found.setdefault(_key(table, row), row)
                 except (sqlite3.DatabaseError, UnicodeDecodeError) as cause:

@@ -76,6 +76,7 @@ runs = Table(
     Column("finished", TEXT),
     *_texts("folder", "host"),
     Column("pid", Integer, nullable=False),
+    Column("failure", TEXT),
     Index("runs_by_created", "created"),
 )
 

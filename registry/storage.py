@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 T = TypeVar("T")
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Alembic revisions, oldest first; compared with the stored one in plain SQL, for importing Alembic is dear."""
 
 

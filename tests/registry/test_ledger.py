@@ -112,3 +112,15 @@ def test_unknown_runs_and_stages_are_named(ledger):
     with pytest.raises(StorageError, match=r"(?i)foreign key"):
         ledger.record_metrics(run, 7, 0, {"loss": 1.0})
     assert ledger.metrics(run) == []
+
+
+def test_a_failed_run_keeps_what_stopped_it_until_it_goes_on(ledger):
+    run = ledger.begin("tool-agent", PLAN, "d" * 64, Path("/runs/1"))
+    ledger.finish(run, "failed", "FitError: the loss is not finite\0\ud800" + "x" * 10_000)
+    failure = ledger.get(run).failure
+    assert failure.startswith("FitError: the loss is not finite?x")
+    assert len(failure) == 4000
+    ledger.resume(run)
+    assert ledger.get(run).failure == ""
+    ledger.finish(run)
+    assert (ledger.get(run).status, ledger.get(run).failure) == ("finished", "")
