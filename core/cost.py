@@ -54,6 +54,7 @@ class Cost(BaseModel):
     Attributes:
         parameters: parameters that the component adds.
         trainable: parameters of the component that receive gradients; None leaves the stage's set as it is.
+        process_bytes: of the process itself, with its libraries loaded.
         weight_bytes, gradient_bytes, optimizer_bytes, activation_bytes, cache_bytes: bytes while the stage runs.
         flops: floating-point operations per step and worker.
         wire_bytes: bytes that one worker sends per step.
@@ -63,6 +64,7 @@ class Cost(BaseModel):
 
     parameters: int = Field(0, ge=0)
     trainable: int | None = None
+    process_bytes: float = Field(0, ge=0)
     weight_bytes: float = Field(0, ge=0)
     gradient_bytes: float = Field(0, ge=0)
     optimizer_bytes: float = Field(0, ge=0)
@@ -74,7 +76,8 @@ class Cost(BaseModel):
     @property
     def memory_bytes(self) -> float:
         """Everything held at the same time."""
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes + self.cache_bytes
+        state = self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+        return self.process_bytes + state + self.activation_bytes + self.cache_bytes
 
     def __add__(self, other: Cost) -> Cost:
         sums = {

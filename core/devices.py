@@ -32,6 +32,7 @@ class Device(BaseModel):
         title: what people call it.
         kind: torch device type.
         memory_bytes: capacity in bytes.
+        process_bytes: of it, what a process holds with torch and transformers loaded.
         bandwidth: memory bandwidth in bytes per second.
         flops: dense peak per dtype in FLOP/s (int8: op/s).
         capability: CUDA compute capability times ten (sm_90 is 90); 0 on a CPU.
@@ -44,6 +45,7 @@ class Device(BaseModel):
     title: str
     kind: Literal["cpu", "cuda"]
     memory_bytes: int = Field(gt=0)
+    process_bytes: int = Field(0, ge=0)
     bandwidth: float = Field(gt=0)
     flops: dict[str, float]
     capability: int = 0

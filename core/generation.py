@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from stackloom.core.chat import Message
+from stackloom.core.errors import ConfigError
+
+
+class ContextFull(ConfigError):
+    """A prompt that leaves no room in the model's context: one conversation is too long, the options are fine."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Generator(Protocol):
         """Continue one sequence.
 
         Raises:
-            ConfigError: an empty prompt, one that leaves no room in the context, or sampling options out of range.
+            ContextFull: the prompt leaves no room in the context.
+            ConfigError: an empty prompt, or sampling options out of range.
         """
         ...
 

@@ -89,7 +89,7 @@ def plan(
         neighbours=tuple(part.record.id for part in model),
     )
     planned_model = tuple(_planned(part, context, _cost(part, base), unmet) for part in model)
-    held = sum((part.cost for part in planned_model), Cost())
+    held = sum((part.cost for part in planned_model), Cost(process_bytes=base.device.process_bytes))
 
     planned, contexts = [], [context]
     for index, (config, parts) in enumerate(stages):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -12,11 +13,29 @@ from stackloom.core.devices import DTYPE_BYTES
 from stackloom.core.fit import Fit, FitContext
 from stackloom.core.ref import Ref, RefTo
 
+CPU_ALLOCATOR = 2.0  # resident bytes per live byte of activations: rows differ in length and leave holes in the heap
+ROWS = 32  # sequences that the engine computes together
+PROMPT, RESULT = 256, 32  # tokens of a task and of a tool's answer [house estimate]
+SHARED_BEGINNINGS = 256 * 1024**2  # bytes of the engine's pages for what prompts begin with
+
 
 class StageConfig(ComponentConfig):
-    """Base of a stage's options. A field marked with RefTo is a slot that the stage consumes."""
+    """Base of a stage's options. A field marked with RefTo is a slot that the stage consumes.
+
+    Attributes:
+        read_with: per slot, the options that only its component reads; giving one without the other is an error.
+    """
 
     kind: ClassVar[str]
+    read_with: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @model_validator(mode="after")
+    def _reads_what_is_given(self) -> Self:
+        for slot, names in self.read_with.items():
+            given = [name for name in names if name in self.model_fields_set and getattr(self, name) is not None]
+            if given and getattr(self, slot) is None:
+                raise ValueError(f"{given[0]} is read only with {slot}: give {slot}, or leave {given[0]} out")
+        return self
 
     def work(self, base: Work) -> Work:
         """Return what one step of this stage processes; `base` holds the model, device and resources."""
@@ -58,7 +77,12 @@ class Train(StageConfig):
         return self
 
     def fit(self, ctx: FitContext) -> Fit:
-        """Sequences must not be longer than the model's positions."""
+        """Sequences must not be longer than the model's positions, and every worker gets whole micro-batches."""
+        if self.batch_size % (share := ctx.workers * self.micro_batch_size):
+            return Fit.no(
+                f"batch_size {self.batch_size} is no multiple of {share}: "
+                f"{ctx.workers} workers with micro-batches of {self.micro_batch_size}"
+            )
         if self.sequence_length > ctx.model.max_positions:
             return Fit.no(
                 f"sequence_length {self.sequence_length} exceeds the model's {ctx.model.max_positions} positions"
@@ -81,7 +105,8 @@ class Train(StageConfig):
     def cost(self, work: Work) -> Cost:
         """Gradients in the compute dtype, saved activations, fp32 logits, and three forward passes' worth of FLOPs."""
         forward = work.model.forward_flops(work.tokens, work.sequence_length // 2)
-        passes = 4 if work.activation_checkpointing else 3
+        frozen = work.trainable < work.model.parameters // 2  # gradients pass through the weights, not into them
+        passes = (2 if frozen else 3) + work.activation_checkpointing
         return Cost(
             gradient_bytes=work.trainable * work.element_bytes,
             activation_bytes=activation_bytes(work),
@@ -98,6 +123,8 @@ def activation_bytes(work: Work) -> float:
     dtype and twice in fp32 (cast and gradient). [house estimate; the run's measured peak is reported beside it]
     """
     model, element = work.model, work.element_bytes
+    if work.device.kind == "cpu":
+        element *= CPU_ALLOCATOR
     width = (model.heads + model.kv_heads) * model.head_dim
     mlp = model.intermediate * max(model.experts_per_token, 1)
     layer = work.tokens * (12 * model.hidden + 4 * width + 4 * mlp) * element
@@ -111,6 +138,7 @@ class Quantize(StageConfig):
     """Post-training quantization."""
 
     kind = "quantize"
+    read_with = {"data": ("calibration_sequences", "sequence_length")}  # noqa: RUF012 - the base declares the ClassVar
 
     quantizer: Annotated[Ref | ComponentConfig, RefTo("quantizer")] = option(description="how weights are stored")
     data: Annotated[Ref | ComponentConfig | None, RefTo("data")] = option(
@@ -119,11 +147,31 @@ class Quantize(StageConfig):
     calibration_sequences: int = option(32, "calibration sequences", unit="sequences", gt=0)
     sequence_length: int = option(512, "tokens of each", unit="tokens", gt=1)
 
+    def fit(self, ctx: FitContext) -> Fit:
+        """Calibration sequences must not be longer than the model's positions."""
+        if self.data is not None and self.sequence_length > ctx.model.max_positions:
+            return Fit.no(
+                f"sequence_length {self.sequence_length} exceeds the model's {ctx.model.max_positions} positions"
+            )
+        return Fit.yes()
+
+    def work(self, base: Work) -> Work:
+        """All calibration tokens in one step; none without data."""
+        if self.data is None:
+            return base
+        return base.model_copy(
+            update={"sequences": self.calibration_sequences, "sequence_length": self.sequence_length}
+        )
+
 
 class Evaluate(StageConfig):
     """Pass rates on an environment's tasks, and perplexity on data; the model goes through unchanged."""
 
     kind = "evaluate"
+    read_with = {  # noqa: RUF012 - the base declares the ClassVar
+        "environment": ("reasoner", "split", "tasks", "turns", "max_tokens", "temperature"),
+        "data": ("sequences", "sequence_length"),
+    }
 
     environment: Annotated[Ref | ComponentConfig | None, RefTo("environment")] = option(None, "tasks to attempt")
     reasoner: Annotated[Ref | ComponentConfig | None, RefTo("reasoner")] = option(
@@ -137,12 +185,44 @@ class Evaluate(StageConfig):
     temperature: float = option(0.0, "sampling temperature of an attempt", ge=0)
     sequences: int = option(64, "sequences of the perplexity", unit="sequences", gt=0)
     sequence_length: int = option(512, "tokens of each", unit="tokens", gt=1)
+    compare_to_float: bool = option(
+        False, "on the data also: divergence from, and paired losses against, the model before quantization"
+    )
+    cloze: int = option(
+        0, "on the data also: multiple-choice items, the text's continuation among others", unit="items", ge=0
+    )
 
     @model_validator(mode="after")
     def _measures_something(self) -> Evaluate:
         if self.environment is None and self.data is None:
             raise ValueError("nothing to evaluate: give an environment, data, or both")
+        if self.data is None and (self.compare_to_float or self.cloze):
+            raise ValueError("compare_to_float and cloze need data")
         return self
+
+    def work(self, base: Work) -> Work:
+        """One pass over all tasks; a reasoner reads in it what a single attempt writes."""
+        return base.model_copy(update={"sequences": self.tasks, "sequence_length": 2 * self.max_tokens})
+
+    def cost(self, work: Work) -> Cost:
+        """A second model where both are compared; the engine's own weights, and its cache for the longest attempts.
+
+        FLOPs are those of attempts that write two full messages, and of the text whose perplexity is measured.
+        """
+        weights = work.model.parameters * work.element_bytes
+        tokens = self.sequences * self.sequence_length if self.data is not None else 0
+        cache, copies = 0.0, int(self.compare_to_float)
+        if self.environment is not None:
+            longest = min(work.model.max_positions, PROMPT + self.turns * (self.max_tokens + RESULT))
+            capacity = 1 << (longest - 1).bit_length()
+            cache = work.model.cache_bytes(ROWS * capacity, work.element_bytes) + SHARED_BEGINNINGS
+            tokens += 2 * self.max_tokens * self.tasks
+            copies += 1
+        return Cost(
+            weight_bytes=copies * weights,
+            cache_bytes=cache,
+            flops=work.model.forward_flops(tokens, self.sequence_length // 2),
+        )
 
 
 class Export(StageConfig):
@@ -150,8 +230,19 @@ class Export(StageConfig):
 
     kind = "export"
 
-    format: Literal["hf"] = option("hf", "hf: a Hugging Face folder; quantized weights are written dequantized")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "of the written weights")
+    format: Literal["hf", "compressed-tensors"] = option(
+        "hf", "hf: quantized weights are written dequantized; compressed-tensors: as integers with float scales"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "of the written floats, scales excepted")
+    weights_only: bool = option(
+        False, "compressed-tensors alone: leave out int8 activations, so that int4 weights take half a byte"
+    )
+
+    @model_validator(mode="after")
+    def _reads_every_option(self) -> Export:
+        if self.weights_only and self.format != "compressed-tensors":
+            raise ValueError("weights_only says nothing without format: compressed-tensors")
+        return self
 
 
 STAGES: dict[str, type[StageConfig]] = {stage.kind: stage for stage in (Train, Quantize, Evaluate, Export)}

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from stackloom.core.chat import Message, Parsed, ToolCall, find_format, parse_tool_calls
 from stackloom.core.errors import ConfigError, FitError
-from stackloom.core.generation import ChatTokenizer, Completion, Generator, Request, Sampling
+from stackloom.core.generation import ChatTokenizer, Completion, ContextFull, Generator, Request, Sampling
 from stackloom.core.slots.environment import Episode, Reward, Task, ToolError
 from stackloom.core.slots.reasoner import Attempt
 
@@ -29,8 +29,8 @@ class Transcript:
         loss_mask: per token, whether the model generated it; same length as token_ids.
         logprobs: natural log-probability of each generated token, in order.
         finish: "answered" for a message without tool calls, "turns" when its last permitted message still called tools,
-            "tokens" when a message was cut, "context" when the model's context was full, "failed" when the
-            environment itself raised.
+            "tokens" when a message was cut, "context" when the model's context was full, be it by the task alone,
+            "failed" when the environment itself raised.
         failure: what the environment raised; empty unless failed.
     """
 
@@ -84,7 +84,7 @@ async def play(
         key: names the attempt for its random draws; message i draws with "<key>/<i>".
 
     Raises:
-        ConfigError: turns or tokens below 1, an unknown tool format, or what the generator raises on the first message.
+        ConfigError: turns or tokens below 1, an unknown tool format, or what the generator refuses but a full context.
         FitError: the chat template rewrites what the model has already read.
 
     Example:
@@ -103,10 +103,8 @@ async def play(
         request = Request(tuple(log.ids), replace(sampling, max_tokens=room), f"{key}/{turn}")
         try:
             completion = await generator.generate(request)
-        except ConfigError:
-            if turn == 0:
-                raise
-            return log.close("context")  # the same options were accepted before: only the prompt has grown
+        except ContextFull:
+            return log.close("context")
         log.write(completion)
         if completion.finish == "length":
             log.messages.append(Message("assistant", completion.text))

@@ -59,6 +59,7 @@ def _costs(plan: Plan) -> Table:
     table = Table(title="Cost per stage and worker", title_justify="left", expand=False)
     for column in (
         "stage",
+        "process",
         "weights",
         "gradients",
         "optimizer",
@@ -72,6 +73,7 @@ def _costs(plan: Plan) -> Table:
     for stage in plan.stages:
         cost = stage.cost
         sizes = (
+            cost.process_bytes,
             cost.weight_bytes,
             cost.gradient_bytes,
             cost.optimizer_bytes,

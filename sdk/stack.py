@@ -25,16 +25,25 @@ class Plan(plans.Plan):
 
         return plan_text(self)
 
-    def run(self, *, folder: str | Path | None = None, display: Display | None = None) -> Run:
-        """Run the plan on this machine, or go on with it where it stopped; writes report.html at the end.
+    def run(
+        self,
+        *,
+        folder: str | Path | None = None,
+        display: Display | None = None,
+        executor: str = "local",
+        address: str | None = None,
+    ) -> Run:
+        """Run the plan, or go on with it where it stopped; writes report.html at the end.
 
         Args:
             folder: for everything it makes; runs/<name>-<digest> if absent.
             display: what is told about progress; silent if absent.
+            executor: who starts the workers of a stage: "local" (processes of this machine) or "ray".
+            address: of a Ray cluster; None starts one on this machine, on loopback, with a token.
 
         Raises:
-            FitError: the stack cannot work.
-            ConfigError: requirements are missing, plugins changed, or the folder is taken.
+            FitError: the stack cannot work, or a worker was lost.
+            ConfigError: requirements are missing, plugins changed, the folder is taken, or the executor cannot be used.
         """
         from stackloom.registry import open_registry
         from stackloom.report import write_report
@@ -43,7 +52,7 @@ class Plan(plans.Plan):
         place = Path(folder) if folder else runner.default_folder(self)
         with open_registry() as registry:
             try:
-                made = runner.run(self, registry, folder=place, display=display)
+                made = runner.run(self, registry, folder=place, display=display, executor=executor, address=address)
             except Exception:
                 if runner.holds(place, self):
                     write_report(place, registry)

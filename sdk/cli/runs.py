@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from stackloom.stack import Plan
 
 _QUIET = typer.Option(False, "--quiet", "-q", help="Print errors only.")
+_EXECUTOR = typer.Option("local", help="Who starts the workers: local or ray.")
+_ADDRESS = typer.Option(None, help="Of a Ray cluster; without one, Ray starts on this machine's loopback.")
 _JSON = typer.Option(False, "--json", help="Print one JSON object per event.")
 
 
@@ -32,6 +34,8 @@ def run(
     stack: Path = typer.Argument(help="A stack (YAML) or a saved plan (JSON)."),
     folder: Path = typer.Option(None, help="For everything the run makes; default runs/NAME-DIGEST."),
     device: str = typer.Option(None, help="Run on this device instead of the stack's: cpu, or the GPU's name."),
+    executor: str = _EXECUTOR,
+    address: str = _ADDRESS,
     quiet: bool = _QUIET,
     as_json: bool = _JSON,
 ) -> None:
@@ -47,11 +51,13 @@ def run(
         made = Plan.from_file(stack)
     else:
         made = Stack.from_file(stack).plan(device=device)
-    _run(made, folder, quiet, as_json)
+    _run(made, folder, quiet, as_json, executor, address)
 
 
 def resume(
     folder: Path = typer.Argument(help="The folder of a run that was stopped."),
+    executor: str = _EXECUTOR,
+    address: str = _ADDRESS,
     quiet: bool = _QUIET,
     as_json: bool = _JSON,
 ) -> None:
@@ -59,10 +65,10 @@ def resume(
     from stackloom.run.lineage import plan_of
     from stackloom.stack import Plan
 
-    _run(Plan(**dict(plan_of(folder))), folder, quiet, as_json)
+    _run(Plan(**dict(plan_of(folder))), folder, quiet, as_json, executor, address)
 
 
-def _run(plan: Plan, folder: Path | None, quiet: bool, as_json: bool) -> None:
+def _run(plan: Plan, folder: Path | None, quiet: bool, as_json: bool, executor: str, address: str | None) -> None:
     from stackloom.plan_table import plan_table
     from stackloom.run.runner import default_folder
 
@@ -72,7 +78,7 @@ def _run(plan: Plan, folder: Path | None, quiet: bool, as_json: bool) -> None:
         typer.echo(f"\nrunning in {folder}; stop it at any time, `stackloom resume {folder}` goes on\n")
     display = _display(quiet, as_json)
     with display:
-        made = plan.run(folder=folder, display=display)
+        made = plan.run(folder=folder, display=display, executor=executor, address=address)
     if as_json:
         typer.echo(
             json.dumps(

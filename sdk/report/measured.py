@@ -80,6 +80,7 @@ class Evaluation(_Measured):
         trained_kinds: kinds of task that the model was trained on; None where nobody said.
         masked: attempts that the infrastructure spoilt.
         tokens: generated over all attempts.
+        ended: attempts by what ended them: "answered", or "turns", "tokens", "context" where a bound did.
     """
 
     pass_rate: Estimate | None = None
@@ -87,19 +88,23 @@ class Evaluation(_Measured):
     trained_kinds: tuple[str, ...] | None = None
     masked: int | None = None
     tokens: int | None = None
+    ended: dict[str, int] = {}
     tasks: dict[str, Outcome] = {}
     transcripts: tuple[Transcript, ...] = ()
     perplexity: Perplexity | None = None
 
 
 class Layer(_Measured):
-    """One row of a quantize stage's `layers.json`."""
+    """One row of a quantize stage's `layers.json`; None where it did not calibrate."""
 
     name: str
     scheme: str
     snr_db: float
     bytes_before: int
     bytes_after: int
+    strategy: str = ""
+    activation_range: float | None = None
+    output_error: float | None = None
 
 
 class Result(_Measured):

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stackloom.core.plan import gib
+from stackloom.core.statistics import paired_difference
 from stackloom.plan_table import count, duration
 from stackloom.report import plots
 from stackloom.report.measured import Estimate, Evaluation, Transcript
@@ -101,7 +102,7 @@ def render(run: RunRecord) -> str:
         resolved=_yaml({part.path: {"use": part.plugin, **_plain(part.options)} for part in run.plan.components()}),
         curves={stage.name: list(curves(stage)) for stage in run.stages},
         facts={stage.name: _facts(stage) for stage in run.stages},
-        layers={stage.name: _layer_plot(stage) for stage in run.stages},
+        layers={stage.name: list(_layer_plots(stage)) for stage in run.stages},
         transcripts={stage.name: _chosen(stage.evaluation) for stage in run.stages if stage.evaluation},
         differences=compared,
         difference_plot=_difference_plot(compared),
@@ -269,21 +270,29 @@ def _facts(stage: StageRecord) -> dict[str, str]:
     return facts
 
 
-def _layer_plot(stage: StageRecord) -> Plot | None:
-    values = [layer.snr_db for layer in stage.layers]
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return None
-    lowest = min(range(len(values)), key=lambda index: values[index] if math.isfinite(values[index]) else math.inf)
-    key = f"stage{stage.planned.index}-snr"
-    return Plot(
-        key,
-        "Signal-to-noise ratio by layer",
-        "of the weights, in decibels; higher is nearer to the original",
-        f"Signal-to-noise ratio of {len(values)} layers: from {number(min(finite))} to {number(max(finite))} dB; "
-        f"the lowest is layer {lowest}, {stage.layers[lowest].name}.",
-        plots.dots(key, values, across="layer", up="dB"),
-    )
+def _layer_plots(stage: StageRecord) -> Iterator[Plot]:
+    """Draw what quantization did layer by layer; what was not measured is left out."""
+    drawn = (
+        ("snr", "Signal-to-noise ratio by layer", "of the weights, in decibels; higher is nearer to the original", "dB",
+         [layer.snr_db for layer in stage.layers]),
+        ("range", "Input range by layer", "largest magnitude in calibration, before any equalization", "magnitude",
+         [layer.activation_range for layer in stage.layers]),
+        ("error", "Output error by layer", "squared, as a share of the output's square, on calibration inputs", "share",
+         [layer.output_error for layer in stage.layers]),
+    )  # fmt: skip
+    for name, title, note, up, found in drawn:
+        values = [math.nan if value is None else value for value in found]
+        finite = [place for place, value in enumerate(values) if math.isfinite(value)]
+        if not finite:
+            continue
+        least, most = (choose(finite, key=values.__getitem__) for choose in (min, max))
+        key = f"stage{stage.planned.index}-{name}"
+        alt = (
+            f"{title}, {len(values)} layers: from {number(values[least])} {up} in layer {least}, "
+            f"{stage.layers[least].name}, to {number(values[most])} in layer {most}, {stage.layers[most].name}."
+        )
+        lowest = name == "snr"
+        yield Plot(key, title, note, alt, plots.dots(key, values, across="layer", up=up, lowest=lowest))
 
 
 def _chosen(found: Evaluation) -> list[tuple[Transcript, str]]:
@@ -306,8 +315,6 @@ def differences(run: RunRecord) -> Iterator[Difference]:
     pairs = [(stages[0], stage) for stage in stages[1:]] + list(itertools.pairwise(stages[1:])) if stages else []
     if not pairs:
         return
-    from stackloom.run.evaluate import paired_difference
-
     for first, second in pairs:
         one, two = (
             {name: task.model_dump() for name, task in stage.evaluation.tasks.items()}

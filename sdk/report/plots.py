@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -74,18 +75,20 @@ def curve(name: str, series: Series, *, smooth: int = 0) -> Markup:
     return _svg(name, draw, 2.6)
 
 
-def dots(name: str, values: Sequence[float], *, across: str, up: str) -> Markup:
-    """Draw one dot per value in order, the lowest marked."""
+def dots(name: str, values: Sequence[float], *, across: str, up: str, lowest: bool = True) -> Markup:
+    """Draw one dot per value in order, the lowest marked; or the highest marked, on a logarithmic axis if positive."""
     finite = [(index, value) for index, value in enumerate(values) if math.isfinite(value)]
 
     def draw(axes: Any) -> None:
         axes.plot(*zip(*finite, strict=True), linestyle="", marker="o", markersize=3.5, color=ACCENT)
-        lowest = min(finite, key=lambda pair: pair[1])
+        worst = (min if lowest else max)(finite, key=lambda pair: pair[1])
         ring = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgecolor": WARM}
-        axes.plot(*lowest, linestyle="", label="lowest", **ring)
+        axes.plot(*worst, linestyle="", label="lowest" if lowest else "highest", **ring)
         axes.legend(loc="best")
         axes.set_xlabel(across)
         axes.set_ylabel(up)
+        if not lowest and all(value > 0 for _, value in finite):
+            axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
     return _svg(name, draw, 2.6)
@@ -119,6 +122,35 @@ def intervals(
         axes.set_xlabel(across)
 
     return _svg(name, draw, 0.75 + 0.38 * len(rows))
+
+
+def lines(
+    name: str, x: Sequence[float], series: Mapping[str, Sequence[float | None]], *, across: str, up: str
+) -> Markup:
+    """Draw one line per series over the same places; None leaves a gap.
+
+    Args:
+        name: unique on the page.
+        x: places.
+        series: values by the line's label.
+        across, up: axis titles.
+    """
+
+    def draw(axes: Any) -> None:
+        styles = itertools.product(("-", "--", ":"), (ACCENT, WARM, INK, FAINT))
+        for (label, values), (dash, colour) in zip(series.items(), itertools.cycle(styles), strict=False):
+            drawn = [math.nan if value is None else value for value in values]
+            axes.plot(
+                x, drawn, linestyle=dash, color=colour, marker="o" if len(x) < 40 else "", markersize=3, label=label
+            )
+        axes.legend(loc="best")
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+
+    return _svg(name, draw, 2.6)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

@@ -58,10 +58,14 @@ class Batches:
         self._starts = [0]  # rows before each epoch
         self._epochs: list[list[list[int]]] = []
 
-    def rows(self, step: int) -> list[Row]:
-        """Return the rows of step `step`, counted from 0."""
-        first = step * self.batch_size
-        return [self._row(index) for index in range(first, first + self.batch_size)]
+    def rows(self, step: int, rank: int = 0, workers: int = 1) -> list[Row]:
+        """Return the rows of step `step`, counted from 0: worker `rank`'s share of them, which follows the one before.
+
+        batch_size is a multiple of `workers`.
+        """
+        share = self.batch_size // workers
+        first = step * self.batch_size + rank * share
+        return [self._row(index) for index in range(first, first + share)]
 
     def epoch(self, step: int) -> float:
         """Return how many times the data has been gone through before step `step`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,9 +16,11 @@ from stackloom.artifacts import Artifact, Card, read, writing
 from stackloom.core.generation import Sampling
 from stackloom.core.slots.reasoner import Attempt, Solution
 from stackloom.core.stages import Evaluate
+from stackloom.core.statistics import mean_interval, pass_rate
 from stackloom.engine.chat_tokenizer import HFChatTokenizer
 from stackloom.engine.engine import Engine
 from stackloom.environments.agent_loop import play
+from stackloom.run import scoring
 from stackloom.run.context import StageContext, write_json
 from stackloom.run.quantize import sequences
 
@@ -29,11 +32,19 @@ def run(ctx: StageContext) -> Artifact:
     model, tokenizer = ctx.load_model()
     results: dict[str, Any] = {}
     if (data := ctx.component("data", tokenizer)) is not None:
-        results["perplexity"] = perplexity(model, sequences(data, options.sequences, options.sequence_length), ctx)
+        rows = sequences(data, options.sequences, options.sequence_length)
+        results["perplexity"] = perplexity(model, rows, ctx)
+        if options.compare_to_float:
+            results["against_float"] = scoring.compare(model, ctx.load_float_model(), rows, ctx.progress)
+        if options.cloze:
+            items = scoring.cloze_items(rows, options.cloze, ctx.stage.seed)
+            results["cloze"] = scoring.cloze(model, items, ctx.progress)
     if (environment := ctx.component("environment")) is not None:
         results |= asyncio.run(_attempt_all(ctx, options, model, tokenizer, environment))
     values = {"perplexity": results["perplexity"]["value"]} if "perplexity" in results else {}
-    values |= {"pass_rate": results["pass_rate"]["value"]} if "pass_rate" in results else {}
+    values |= {name: results[name]["value"] for name in ("pass_rate", "cloze") if name in results}
+    if "against_float" in results:
+        values |= {name: found["value"] for name, found in results["against_float"].items()}
     ctx.metrics(1, values)
     with writing(ctx.target, Card(kind="metrics", key=ctx.key, made_by="evaluate", parent=ctx.parent)) as folder:
         write_json(folder / "metrics.json", results)
@@ -47,7 +58,7 @@ async def _attempt_all(
     chat = HFChatTokenizer(tokenizer)
     tasks = environment.tasks(options.split, options.tasks)
     sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=ctx.stage.seed)
-    finished = 0
+    finished, ended = 0, Counter[str]()
 
     with Engine(model, tokenizer) as engine:
 
@@ -56,6 +67,7 @@ async def _attempt_all(
             transcript = await play(
                 task, episode, engine, chat, sampling=sampling, turns=options.turns, key=f"{task.id}/{index}"
             )
+            ended[transcript.finish] += 1
             return transcript.attempt(episode)
 
         async def solve(task: Any) -> Solution:
@@ -69,7 +81,7 @@ async def _attempt_all(
             return solution
 
         solutions = await asyncio.gather(*(solve(task) for task in tasks))
-    return _summary(tasks, solutions)
+    return _summary(tasks, solutions) | {"ended": dict(sorted(ended.items()))}
 
 
 def _summary(tasks: Sequence[Any], solutions: Sequence[Solution]) -> dict[str, Any]:
@@ -102,50 +114,21 @@ def _summary(tasks: Sequence[Any], solutions: Sequence[Solution]) -> dict[str, A
     }
 
 
-def pass_rate(passed: Sequence[bool]) -> dict[str, Any]:
-    """Return the share of passes with its 95 per cent Wilson interval, which holds for small counts and at 0 and 1."""
-    count = len(passed)
-    if not count:
-        return {"value": None, "interval": None, "count": 0}
-    share, z = sum(passed) / count, 1.959963984540054
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return {"value": share, "interval": [max(0.0, centre - half), min(1.0, centre + half)], "count": count}
-
-
-def paired_difference(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return the second minus the first pass rate on tasks that both attempted, with its paired 95 per cent interval.
-
-    Args:
-        first, second: the "tasks" of two evaluations.
-    """
-    shared = [task for task in first if task in second and first[task]["valid"] and second[task]["valid"]]
-    return mean_interval([float(second[task]["passed"]) - float(first[task]["passed"]) for task in shared])
-
-
-def mean_interval(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean with its normal 95 per cent interval; None below two values."""
-    count = len(values)
-    if count < 2:
-        return {"value": values[0] if values else None, "interval": None, "count": count}
-    mean = math.fsum(values) / count
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    return {
-        "value": mean,
-        "interval": [mean - 1.959963984540054 * spread, mean + 1.959963984540054 * spread],
-        "count": count,
-    }
-
-
 def perplexity(model: Any, rows: Sequence[torch.Tensor], ctx: StageContext) -> dict[str, Any]:
-    """Return exp of the mean negative log-likelihood per token; the interval treats sequences as independent."""
-    means = []
+    """Return exp of the mean negative log-likelihood per token; the interval treats sequences as independent.
+
+    "token_nll" holds each token's, to five decimals, so that evaluations on the same data can be paired by token.
+    """
+    means, tokens = [], []
     with torch.inference_mode():
         for number, row in enumerate(rows):
             ids = row[None].to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            means.append(float(F.cross_entropy(logits, ids[0, 1:])))
+            losses = F.cross_entropy(logits, ids[0, 1:], reduction="none")
+            means.append(float(losses.mean()))
+            tokens.append([round(loss, 5) for loss in losses.tolist()])
             ctx.progress(number + 1, len(rows), {})
     found = mean_interval(means)
     interval = [math.exp(bound) for bound in found["interval"]] if found["interval"] else None
-    return {"value": math.exp(found["value"]), "interval": interval, "sequences": len(rows), "nll": means}
+    value = math.exp(found["value"])
+    return {"value": value, "interval": interval, "sequences": len(rows), "nll": means, "token_nll": tokens}

@@ -10,7 +10,7 @@ from typing import Any
 from stackloom.artifacts import Artifact, read
 from stackloom.core.errors import ArtifactError, ConfigError
 from stackloom.core.plan import Plan
-from stackloom.run.evaluate import paired_difference
+from stackloom.core.statistics import paired_difference
 from stackloom.run.runner import MODEL_KINDS, PLAN_FILE
 
 

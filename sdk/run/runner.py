@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import hashlib
 import importlib
 import json
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from stackloom.artifacts import Artifact, read
-from stackloom.core.errors import ArtifactError, ConfigError, ErrorGroup, FitError
+from stackloom.core.errors import ArtifactError, ConfigError, ErrorGroup, FitError, did_you_mean
 from stackloom.core.events import Failure, Metric, StageEvent
 from stackloom.core.hooks import hook_manager
 from stackloom.core.plan import Plan, PlannedStage
 from stackloom.registry import Registry
 from stackloom.run.context import StageContext, build, describe
+from stackloom.run.memory import release_heap
+from stackloom.run.workers import SHARED_STAGES, peak_bytes
 
 PLAN_FILE, LOCK_FILE, RESULT_FILE = "plan.json", ".lock", "run.json"
 MODEL_KINDS = ("model", "adapter", "quantized")
+EXECUTORS = {"local": "stackloom.run.local_executor", "ray": "stackloom.run.ray_executor"}
+KNOWN = "known executors: local, ray"
+Launch: TypeAlias = Callable[[StageContext], tuple[Artifact, int]]
 
 
 class Display:
@@ -51,7 +56,7 @@ class Run:
         folder: everything that it made.
         stages: per stage its artifact, in order.
         seconds: per stage, 0 where it was skipped.
-        peak_bytes: per stage, the process's largest resident size so far.
+        peak_bytes: per stage, the largest resident size so far of this process or of a worker.
     """
 
     id: str
@@ -79,7 +84,15 @@ def default_folder(plan: Plan) -> Path:
     return Path("runs") / f"{plan.name}-{plan.digest[:8]}"
 
 
-def run(plan: Plan, registry: Registry, *, folder: Path | None = None, display: Display | None = None) -> Run:
+def run(
+    plan: Plan,
+    registry: Registry,
+    *,
+    folder: Path | None = None,
+    display: Display | None = None,
+    executor: str = "local",
+    address: str | None = None,
+) -> Run:
     """Run a plan, or go on with it where it stopped.
 
     Args:
@@ -87,13 +100,15 @@ def run(plan: Plan, registry: Registry, *, folder: Path | None = None, display: 
         registry: where plugins are found and the run is recorded.
         folder: for everything it makes; runs/<name>-<digest> if absent.
         display: what the user watches.
+        executor: who starts the workers of a stage: "local" or "ray".
+        address: of a Ray cluster; None starts one on this machine.
 
     Raises:
-        FitError: the plan has problems.
+        FitError: the plan has problems, or a worker was lost.
         ConfigError: plugins changed since it was made, requirements are missing, the folder holds another plan or
-            another process runs in it.
+            another process runs in it; or the executor cannot be used.
     """
-    check(plan, registry)
+    check(plan, registry, executor, address)
     folder, display = (folder or default_folder(plan)).resolve(), display or Display()
     with locked(folder):
         _claim(folder, plan)
@@ -101,10 +116,12 @@ def run(plan: Plan, registry: Registry, *, folder: Path | None = None, display: 
         made = Run(identity, folder, plan)
         try:
             with listening(plan, registry, folder) as listeners:
-                _stages(made, registry, display, listeners)
+                _stages(made, registry, display, listeners, _launcher(plan, executor, address))
         except BaseException as error:
-            stopped = not isinstance(error, Exception)
-            registry.ledger.finish(identity, "interrupted" if stopped else "failed")
+            if isinstance(error, Exception):
+                registry.ledger.finish(identity, "failed", f"{type(error).__name__}: {error}")
+            else:
+                registry.ledger.finish(identity, "interrupted")
             raise
         registry.ledger.finish(identity)
     return made
@@ -123,28 +140,43 @@ def listening(plan: Plan, registry: Registry, folder: Path) -> Iterator[dict[str
             listener.close()
 
 
-def check(plan: Plan, registry: Registry) -> None:
+def check(plan: Plan, registry: Registry, executor: str = "local", address: str | None = None) -> None:
     """Refuse a plan that cannot run here."""
+    if executor not in EXECUTORS:
+        raise ConfigError(
+            f"unknown executor {executor!r}", where="executor", fix=did_you_mean(executor, EXECUTORS, otherwise=KNOWN)
+        )
+    if address is not None and executor != "ray":
+        raise ConfigError("only executor ray has an address", where="address", fix="leave it out, or use executor ray")
+    if executor == "ray" and find_spec("ray") is None:
+        raise ConfigError("ray is not installed", where="executor", fix="pip install 'stackloom[ray]'")
     if problems := plan.problems():
         raise problems[0] if len(problems) == 1 else ErrorGroup(problems, f"{plan.name}: this stack cannot work")
     plan.verify(registry)
     if missing := plan.missing():
         raise ConfigError("; ".join(missing), where=plan.name)
-    if plan.resources.workers > 1 or plan.resources.shard != "none":
-        raise FitError(
-            "several workers and shards can be planned, not run yet",
-            where="resources",
-            fix="run with workers: 1 and shard: none",
-        )
-    if plan.device.kind == "cuda":
+    if plan.device.kind == "cuda" and executor == "local":
         import torch
 
-        if not torch.cuda.is_available():
+        if (found := torch.cuda.device_count()) < plan.resources.workers:
             raise FitError(
-                f"planned for {plan.device.title}, and torch finds no GPU here",
+                f"planned for {plan.resources.workers} x {plan.device.title}, and torch finds {found or 'no'} GPU here",
                 where="resources.device",
-                fix="plan with --device cpu",
+                fix="plan with --device cpu, fewer workers, or run with executor ray",
             )
+
+
+def _launcher(plan: Plan, executor: str, address: str | None) -> Launch:
+    """Return what runs a stage and returns its artifact and the largest resident size of a process that made it."""
+
+    def launch(ctx: StageContext) -> tuple[Artifact, int]:
+        shared = ctx.stage.kind in SHARED_STAGES
+        if shared and (executor != "local" or plan.resources.workers > 1):
+            workers: int = importlib.import_module(EXECUTORS[executor]).launch(ctx, address)
+            return read(ctx.target), max(workers, peak_bytes())
+        return importlib.import_module(f"stackloom.run.{ctx.stage.kind}").run(ctx), peak_bytes()
+
+    return launch
 
 
 @contextmanager
@@ -213,7 +245,7 @@ def stage_key(plan: Plan, stage: PlannedStage, before: str) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _stages(made: Run, registry: Registry, display: Display, listeners: dict[str, Any]) -> None:
+def _stages(made: Run, registry: Registry, display: Display, listeners: dict[str, Any], launch: Launch) -> None:
     plan, lineage, before = made.plan, list[Artifact](), ""
     hooks = hook_manager(listeners).hook
     hooks.on_plan(plan=plan)
@@ -241,7 +273,7 @@ def _stages(made: Run, registry: Registry, display: Display, listeners: dict[str
                 say=display.say,
             )
             try:
-                artifact = importlib.import_module(f"stackloom.run.{stage.kind}").run(ctx)
+                artifact, peak = launch(ctx)
             except Exception as error:
                 hooks.on_error(failure=Failure(run=made.id, stage=stage.index, **describe(error)))
                 raise
@@ -249,13 +281,13 @@ def _stages(made: Run, registry: Registry, display: Display, listeners: dict[str
             hooks.on_stage_end(event=StageEvent(made.id, stage.index, stage.kind, str(target), seconds))
             display.stage(stage.index, stage.kind, "done", seconds)
         else:
-            seconds = 0.0
+            seconds, peak = 0.0, peak_bytes()
             display.stage(stage.index, stage.kind, "skipped")
+        gc.collect()  # a stage's peak must not add to the next one's
+        release_heap()
         made.stages.append(artifact)
         made.seconds.append(seconds)
-        made.peak_bytes.append(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        )
+        made.peak_bytes.append(peak)
         _record(made)
         registry.ledger.finish_stage(made.id, stage.index)
         if artifact.card.kind in MODEL_KINDS:

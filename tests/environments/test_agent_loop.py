@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stackloom.core.chat import Message, Tool, ToolCall, render_call
 from stackloom.core.errors import ConfigError, EngineError, FitError
-from stackloom.core.generation import Sampling
+from stackloom.core.generation import ContextFull, Sampling
 from stackloom.core.slots.environment import Reward, Task, ToolError
 from stackloom.core.slots.reasoner import Attempt
 from stackloom.environments.agent_loop import judge, play
@@ -193,10 +193,14 @@ def test_tokens_bound_the_whole_attempt():
 
 
 def test_full_context_ends_the_attempt():
-    full = ConfigError("no room in the context")
+    full = ContextFull("no room in the context")
     transcript, episode, _, _ = attempt([call("a"), full])
     assert transcript.finish == "context"
     assert transcript.attempt(episode).reward == Reward(0.0)
+
+    overlong, episode, _, _ = attempt([full])
+    assert (overlong.finish, overlong.messages) == ("context", ())
+    assert overlong.attempt(episode).reward == Reward(0.0)
 
     class Short(ScriptedGenerator):
         async def generate(self, request):
@@ -207,9 +211,10 @@ def test_full_context_ends_the_attempt():
     assert cut.finish == "context"
 
 
-def test_what_the_generator_refuses_at_once_is_raised():
-    with pytest.raises(ConfigError, match="temperature"):
-        attempt([ConfigError("temperature out of range")])
+def test_what_the_generator_refuses_otherwise_is_raised():
+    for script in ([], [call("a")]):
+        with pytest.raises(ConfigError, match="temperature"):
+            attempt([*script, ConfigError("temperature out of range")])
 
 
 def test_fault_of_the_generator_is_raised():

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import stackloom as sl
 from stackloom.artifacts import Artifact, Card, read, writing
+from stackloom.core import statistics
 from stackloom.core.rows import EvidenceRow
 from stackloom.registry import open_registry
 from stackloom.report import write_report
@@ -120,8 +121,8 @@ def metrics(share: float) -> dict[str, Any]:
         {"role": "assistant", "content": "3 " * 3000, "tool_calls": [], "tool_call_id": "", "name": ""},
     ]
     return {
-        "pass_rate": evaluate.pass_rate([ok for found in passed.values() for ok in found]),
-        "by_kind": {kind: evaluate.pass_rate(found) for kind, found in passed.items()},
+        "pass_rate": statistics.pass_rate([ok for found in passed.values() for ok in found]),
+        "by_kind": {kind: statistics.pass_rate(found) for kind, found in passed.items()},
         "masked": 3,
         "tokens": 43210,
         "tasks": tasks,
@@ -144,6 +145,7 @@ def layers() -> list[dict[str, Any]]:
             "bytes_before": 3072 * 576,
             "bytes_after": 3072 * 156,
         }
+        | ({"strategy": "equalized, static", "activation_range": 31.7, "output_error": 0.015} if place == 3 else {})
         for place, name in enumerate(names)
     ]
 

@@ -15,10 +15,11 @@ import pytest
 
 import stackloom as sl
 from stackloom import report
+from stackloom.core import statistics
 from stackloom.core.errors import ArtifactError, ConfigError
 from stackloom.registry import open_registry
 from stackloom.report import write_report
-from stackloom.run import evaluate, runner
+from stackloom.run import runner
 
 VOID = {"meta", "br", "link", "img"}
 
@@ -103,7 +104,7 @@ def test_every_table_has_a_caption_and_every_head_a_scope(tree: Tree) -> None:
 
 def test_every_plot_says_what_it_shows(tree: Tree) -> None:
     pictures = [attrs for _, attrs, _ in tree.tags if attrs.get("role") == "img"]
-    assert len(pictures) == len(tree.named("svg")) == 6  # four curves, layers, differences
+    assert len(pictures) == len(tree.named("svg")) == 8  # four curves, three of layers, differences
     assert all(len(str(attrs["aria-label"])) > 40 for attrs in pictures)
 
 
@@ -129,7 +130,7 @@ def test_a_training_stage_shows_its_curves_and_where_it_ended(page: str) -> None
 
 def test_an_evaluation_shows_rates_with_intervals_kinds_tokens_and_transcripts(page: str) -> None:
     text = of_stage(page, 1)
-    made = evaluate.pass_rate([True] * 8 + [False] * 19)
+    made = statistics.pass_rate([True] * 8 + [False] * 19)
     low, high = (f"{100 * bound:.1f}" for bound in made["interval"])
     assert f"29.6 % ({low} to {high} %)" in text
     assert "12.5 (11.25 to 13.75) over 8 sequences" in text
@@ -144,12 +145,16 @@ def test_a_quantized_stage_lists_its_layers(page: str) -> None:
     text = of_stage(page, 2)
     assert "36 layers: 60.8 MiB before, 16.5 MiB after" in text
     assert "17 model.layers.5.mlp.down W4 g64" in text
-    assert "5 model.layers.1.mlp.down W4 g64 ∞" in text
+    assert "5 model.layers.1.mlp.down W4 g64 - - ∞ -" in text
+    assert "3 model.layers.1.mlp.gate W4 g64 equalized, static 31.7" in text
+    assert "1.5 %" in text
+    for plot in ("Signal-to-noise ratio", "Input range", "Output error"):
+        assert f"{plot} by layer" in text
 
 
 def test_differences_are_those_of_the_evaluate_stage(page: str, finished: Path) -> None:
     tasks = [json.loads((finished / f"{index}-evaluate/metrics.json").read_text())["tasks"] for index in (1, 3)]
-    found = evaluate.paired_difference(*tasks)
+    found = statistics.paired_difference(*tasks)
     low, high = (f"{100 * bound:+.1f}" for bound in found["interval"])
     assert row_of(page, "differences-caption", "1 to 3").split("same")[0].split() == [
         "1", "to", "3", str(found["count"]), f"{100 * found['value']:+.1f}", f"({low}", "to", f"{high})",
