@@ -1,22 +1,20 @@
 """The Python twin of tool_agent.yaml: teach a small model to use a calculator, quantize it, measure each step."""
 
+import sys
+
 import stackloom as sl
 
 ARITHMETIC = sl.use("environment.arithmetic")
 
 
-def measure(**options: object) -> object:
-    """Attempt the first 209 held-out tasks: 11 of each of 19 kinds, 7 of which are never trained on."""
-    return sl.evaluate(environment=ARITHMETIC, tasks=209, max_tokens=64, turns=4, **options)
-
-
-def tool_agent(steps: int = 80) -> sl.Stack:
-    """Return the stack; `steps` of training is its one dial."""
+def tool_agent(steps: int = 80, tasks: int = 209) -> sl.Stack:
+    """Return the stack; 19 kinds of held-out tasks take turns, 7 of them are never trained on."""
+    attempt = {"environment": ARITHMETIC, "tasks": tasks, "max_tokens": 64, "turns": 4}
     return sl.Stack(
         "tool-agent",
         model=sl.use("model.hf", checkpoint="smollm2-135m-instruct"),
         stages=[
-            measure(),
+            sl.evaluate(**attempt),
             sl.train(
                 adapter=sl.use("adapter.lora", rank=16),
                 optimizer=sl.use("optimizer.adamw", lr=2e-3, weight_decay=0),
@@ -24,12 +22,12 @@ def tool_agent(steps: int = 80) -> sl.Stack:
                 steps=steps,
                 batch_size=1,
                 sequence_length=768,
-                warmup_steps=6,
+                warmup_steps=min(6, steps),
                 checkpoint_every=15,
             ),
             sl.quantize(quantizer=sl.use("quantizer.rtn", scheme="w8a8")),
-            measure(),
-            measure(reasoner=sl.use("reasoner.self-consistency", width=4), temperature=0.7),
+            sl.evaluate(**attempt),
+            sl.evaluate(**attempt, reasoner=sl.use("reasoner.self-consistency", width=4), temperature=0.7),
         ],
         trackers=[sl.use("tracker.jsonl")],
         seed=7,
@@ -39,7 +37,7 @@ def tool_agent(steps: int = 80) -> sl.Stack:
 
 
 if __name__ == "__main__":
-    plan = tool_agent().plan()
+    plan = tool_agent(*map(int, sys.argv[1:])).plan()
     print(plan)
     run = plan.run()
     before, after, voted = (run.metrics(stage)["pass_rate"] for stage in (0, 3, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -50,13 +51,33 @@ def test_the_generated_pages_are_current() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
-def test_every_example_runs(example: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(example)], capture_output=True, text=True, check=False, cwd=ROOT, timeout=300
-    )
+def runs(example: Path, *arguments: str, where: Path = ROOT) -> None:
+    command = [sys.executable, str(example), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=where, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+WITH_A_MODEL = {"tool_agent.py": ("2", "19"), "quantize_smollm2.py": ("512", "rtn")}  # small enough for a test
+OTHERS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name not in WITH_A_MODEL)
+
+
+@pytest.mark.parametrize("example", OTHERS, ids=lambda path: path.name)
+def test_every_example_runs(example: Path) -> None:
+    runs(example)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_A_MODEL)
+def test_every_example_with_a_model_runs(name: str, tmp_path: Path) -> None:
+    runs(ROOT / "examples" / name, *WITH_A_MODEL[name], where=tmp_path)
+
+
+def test_the_main_job_is_the_same_in_python_and_yaml() -> None:
+    import stackloom as sl
+
+    python = runpy.run_path(str(ROOT / "examples" / "tool_agent.py"))["tool_agent"]()
+    assert python.plan().digest == sl.Stack.from_file(ROOT / "examples" / "tool_agent.yaml").plan().digest
 
 
 def test_every_slot_hook_verb_and_manifest_field_is_documented() -> None:
