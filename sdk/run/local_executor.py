@@ -30,7 +30,7 @@ def launch(ctx: StageContext, address: str | None = None) -> int:
         ConfigError: an address was given.
     """
     import torch
-    from torch.multiprocessing import start_processes
+    from torch.multiprocessing.spawn import start_processes
 
     if address is not None:
         raise ConfigError("executor local has no address", where="address", fix="use executor ray, or leave it out")
@@ -42,7 +42,9 @@ def launch(ctx: StageContext, address: str | None = None) -> int:
         arguments = (Job.of(ctx).model_dump_json(), size, threads, os.path.join(meeting, "store"), outlets)
         processes: list[Any] = []
         try:
-            context = start_processes(_entry, arguments, nprocs=size, join=False, start_method="spawn")
+            context = start_processes(  # type: ignore[no-untyped-call]
+                _entry, arguments, nprocs=size, join=False, start_method="spawn"
+            )
             assert context is not None
             processes = list(context.processes)
             for writer in outlets:

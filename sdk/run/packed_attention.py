@@ -57,7 +57,9 @@ def attend(
     sizes = [stop - start for start, stop in zip(starts, [*starts[1:], query_1HTK.shape[2]], strict=True)]
     mixed = [
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=True)
-        for q, k, v in zip(*(part.split(sizes, dim=2) for part in (query_1HTK, key_1GTK, value_1GTK)), strict=True)
+        for q, k, v in zip(
+            *(torch.split(part, sizes, dim=2) for part in (query_1HTK, key_1GTK, value_1GTK)), strict=True
+        )
     ]
     return torch.cat(mixed, dim=2).transpose(1, 2), None
 

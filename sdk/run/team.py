@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class Replicas(Solo):
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             self._dist.all_reduce(flat)
-            for gradient, piece in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+            for gradient, piece in zip(bucket, torch.split(flat, [each.numel() for each in bucket]), strict=True):
                 gradient.copy_(piece.view_as(gradient))
 
     def agree(self, text: str) -> str:
@@ -185,7 +185,8 @@ class Shards(Replicas):
             return tensor, {}
         dims = [placement.dim if placement.is_shard() else None for placement in tensor.placements]  # type: ignore[attr-defined]
         layout = {"shape": list(tensor.shape), "stride": list(tensor.stride()), "shard_dims": dims}
-        return tensor.detach().to_local(), layout  # type: ignore[no-untyped-call]
+        local: Tensor = cast(Any, tensor).detach().to_local()
+        return local, layout
 
     def rebuild(self, piece: Tensor, layout: dict[str, Any]) -> Tensor:
         """Return the sharded tensor."""

@@ -19,7 +19,7 @@ from stackloom.run import runner
 from stackloom.testing import tiny_tokenizer
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.faults, pytest.mark.xfail(run=False, reason="no whole run on Ray has finished yet; see docs/concepts/workers.md")]
+pytestmark = [pytest.mark.faults, pytest.mark.xfail(run=False, reason="no whole run on Ray has finished yet")]
 KILLS = int(os.environ.get("STACKLOOM_WORKER_KILLS", "1"))
 
 
