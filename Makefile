@@ -26,6 +26,7 @@ test: install  ## Run the fast tests.
 	$(BIN)/python -m pytest -m "not slow and not gpu and not faults"
 
 slow: install  ## Run the slow and the fault tests.
+	@$(PIP) -e '.[ray]'
 	$(BIN)/python -m pytest -m "(slow or faults) and not gpu"
 
 lint: install  ## Check style.

@@ -39,7 +39,7 @@ def launch(ctx: StageContext, address: str | None = None) -> int:
 
         events = Queue(actor_options={"num_cpus": 0})
         config = {"job": Job.of(ctx).model_dump_json(), "events": events}
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()
         inbox, share = Inbox(ctx), _share(nodes, ctx.plan.resources.workers)
         outcome = ray.remote(num_cpus=0, max_retries=0)(_train).remote(config, share, loopback)
         while not ray.wait([outcome], timeout=0)[0]:
@@ -101,20 +101,26 @@ def _train(config: dict[str, Any], share: int, loopback: bool) -> None:
 
     job = Job.model_validate_json(config["job"])
     cuda = job.plan.device.kind == "cuda"
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if loopback:
+        from stackloom.run.ray_loopback import LoopbackConfig
+
+        meeting: TorchConfig = LoopbackConfig(backend=backend, folder=str(_storage(job.folder)))
+    else:
+        meeting = TorchConfig(backend=backend)
     TorchTrainer(
         _worker,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cuda else "gloo"),
+        torch_config=meeting,
         scaling_config=ScalingConfig(
             num_workers=job.plan.resources.workers,
             use_gpu=cuda,
             resources_per_worker={"CPU": share} | ({"GPU": 1} if cuda else {}),
         ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the older one
+        run_config=RunConfig(
             name=secrets.token_hex(8),
             storage_path=str(_storage(job.folder)),
             failure_config=FailureConfig(max_failures=RETRIES),
-            worker_runtime_env={"env_vars": {"GLOO_SOCKET_IFNAME": "lo"}} if loopback else None,
         ),
     ).fit()
 

@@ -11,7 +11,7 @@ from stackloom.core.errors import ErrorGroup, FitError
 from stackloom.run import runner
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.xfail(run=False, reason="no whole run on Ray has finished yet")]
+pytestmark = [pytest.mark.slow]
 
 
 def listening(process_names: tuple[str, ...]) -> set[str]:
