@@ -296,26 +296,24 @@ def _recorded(distribution: Distribution, package: str) -> tuple[str, ...]:
 
 
 def _folder_of(package: str, distribution: Distribution, search_path: Sequence[str] | None) -> str | None:
-    """Where `package` lies, by asking for its longest findable prefix and walking down folders from there."""
+    """Where `package` lies, found without importing a parent: on the path, as at import, then in editable installs."""
     parts = package.split(".")
-    for size in range(len(parts), 0, -1):
-        for spec in _specs(".".join(parts[:size]), distribution, search_path):
-            for place in spec.submodule_search_locations or ():
-                folder = os.path.join(place, *parts[size:])
-                if os.path.isdir(folder):
-                    return folder
+    own = str(distribution.locate_file(""))
+    spec = PathFinder.find_spec(parts[0], None if search_path is None else [own, *search_path])
+    if spec and (folder := _below(spec, parts[1:])):
+        return folder
+    editable = [each for each in sys.meta_path if getattr(each, "__module__", "").startswith("__editable__")]
+    for size in range(len(parts), 0, -1):  # the longest prefix that a finder maps, then down the folders
+        for finder in editable:
+            spec = finder.find_spec(".".join(parts[:size]), None)
+            if spec and (folder := _below(spec, parts[size:])):
+                return folder
     return None
 
 
-def _specs(name: str, distribution: Distribution, search_path: Sequence[str] | None) -> Iterator[ModuleSpec]:
-    """Specs from setuptools' editable finders and, for a top-level name, from the path; none imports a parent."""
-    for finder in sys.meta_path:
-        if getattr(finder, "__module__", "").startswith("__editable__") and (spec := finder.find_spec(name, None)):
-            yield spec
-    if "." not in name:
-        own = str(distribution.locate_file(""))
-        if spec := PathFinder.find_spec(name, None if search_path is None else [own, *search_path]):
-            yield spec
+def _below(spec: ModuleSpec, parts: Sequence[str]) -> str | None:
+    folders = (os.path.join(place, *parts) for place in spec.submodule_search_locations or ())
+    return next(filter(os.path.isdir, folders), None)
 
 
 def _walk(top: str) -> Iterator[tuple[str, Any]]:

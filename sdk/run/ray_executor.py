@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from stackloom.run.workers import Inbox, Job, reporting, work
 
 RETRIES = 3  # of a stage whose workers died
 POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 10.0  # for a cluster's port to answer
 OBJECT_STORE_BYTES = 100 * 2**20  # only jobs and events pass through it
 
 
@@ -66,6 +68,8 @@ def _connected(address: str | None, workers: int) -> Iterator[bool]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if address is not None:
+        _answers(address)
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -92,6 +96,21 @@ def _connected(address: str | None, workers: int) -> Iterator[bool]:
             ) from cause
         finally:
             ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Ask whether something listens at HOST:PORT: `ray.init` itself tries for minutes, and then ends the process."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_SECONDS).close()
+    except OSError as cause:
+        raise FitError(
+            f"Ray cannot be used: nothing answers at {address} ({cause})",
+            where="executor",
+            fix="check --address and RAY_ADDRESS, and that `ray start --head` runs there",
+        ) from cause
 
 
 def _train(config: dict[str, Any], share: int, loopback: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,10 @@ def finish(stack: Path, run: Path) -> list[str]:
     process = start(stack, run)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()
+    return digests(run)
+
+
+def digests(run: Path) -> list[str]:
     return [read(run / name).digest for name in ("0-train", "1-train", "2-export")]
 
 
@@ -81,19 +86,24 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(stack: Path, tmp
     whole = finish(stack, tmp_path / "whole")
     seconds = time.monotonic() - begin
     draw = random.Random(0)
-    killed = 0
-    while killed < KILLS:
+    killed, tries = 0, 0
+    while killed < KILLS and tries < 4 * KILLS:
+        tries += 1
         process = start(stack, tmp_path / "cut")
         try:
-            process.wait(timeout=draw.uniform(0.2, 1.0) * seconds)
-            break  # it finished before the kill: everything below still has to hold
+            process.wait(timeout=draw.uniform(0.2, 0.9) * seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             killed += 1
+        else:  # it finished before the kill, which it may do on a machine whose load changes
+            assert process.returncode == 0
+            assert digests(tmp_path / "cut") == whole
+            shutil.rmtree(tmp_path / "cut")
+            continue
         for target in (tmp_path / "cut").glob("[0-9]-*"):
             if not target.name.endswith(".work"):
                 read(target)  # what is there is whole
     assert finish(stack, tmp_path / "cut") == whole
-    print(f"killed {killed} times, {seconds:.0f} s undisturbed")
+    print(f"killed {killed} times in {tries} tries, {seconds:.0f} s undisturbed")
     assert killed >= 1

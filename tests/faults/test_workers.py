@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -18,8 +19,10 @@ from stackloom.registry import open_registry
 from stackloom.run import runner
 from stackloom.testing import tiny_tokenizer
 
-pytest.importorskip("ray")
-pytestmark = [pytest.mark.faults, pytest.mark.xfail(run=False, reason="no whole run on Ray has finished yet")]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'stackloom[ray]'"),
+]
 KILLS = int(os.environ.get("STACKLOOM_WORKER_KILLS", "1"))
 
 
