@@ -55,14 +55,26 @@ class Device(BaseModel):
         """Whether the device computes in `dtype` at all."""
         return dtype in self.flops
 
+    @property
+    def dtype(self) -> Literal["bfloat16", "float32"]:
+        """What "auto" stands for: bfloat16 where it is faster than float32, else float32."""
+        return "bfloat16" if self.flops.get("bfloat16", 0) > self.flops.get("float32", 0) else "float32"
+
 
 @cache
 def device_table() -> dict[str, Device]:
     """All shipped devices by name; "cpu" is this machine, with its own memory and core count."""
+    return {"cpu": _this_cpu(_cpu_core())} | {name: row for name, row in _rows().items() if row.kind != "cpu"}
+
+
+def _rows() -> dict[str, Device]:
     with (Path(__file__).parent / "devices.toml").open("rb") as file:
-        rows = tomllib.load(file)
-    table = {name: Device(name=name, **row) for name, row in rows.items()}
-    return {"cpu": _this_cpu(table.pop("cpu-core"))} | table
+        return {name: Device(name=name, **row) for name, row in tomllib.load(file).items()}
+
+
+def _cpu_core() -> Device:
+    """One core of the kind that this machine has."""
+    return _rows()["cpu-core-bf16" if _has_bf16() else "cpu-core"]
 
 
 def find_device(name: str) -> Device:
@@ -86,11 +98,20 @@ def _this_cpu(core: Device) -> Device:
     return core.model_copy(
         update={
             "name": "cpu",
-            "title": f"this CPU ({cores} cores, {platform.machine()})",
+            "title": f"this CPU ({cores} cores, {platform.machine()}{'' if core.dtype == 'bfloat16' else ', no bf16'})",
             "memory_bytes": pages,
             "flops": {dtype: rate * cores for dtype, rate in core.flops.items()},
         }
     )
+
+
+def _has_bf16() -> bool:
+    """Whether Linux lists bf16 instructions among the processor's features; elsewhere none are assumed."""
+    try:
+        features = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return False
+    return bool(features & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def _local_gpu(table: dict[str, Device]) -> Device | None:

@@ -58,6 +58,7 @@ def plan(
         PluginError: a chosen plugin breaks its contract.
     """
     target = find_device(device or spec.resources.device)
+    resources = spec.resources.on(target)
     errors: list[StackloomError] = []
     model = _resolve(spec.model, "model", "model", catalogue, errors)
     stages = [
@@ -74,18 +75,18 @@ def plan(
     base = Work(
         model=shape,
         device=target,
-        dtype=spec.resources.dtype,
+        dtype=resources.dtype,
         sequences=0,
-        workers=spec.resources.workers,
-        activation_checkpointing=spec.resources.activation_checkpointing,
+        workers=resources.workers,
+        activation_checkpointing=resources.activation_checkpointing,
     )
     context = FitContext(
         model=shape,
         device=target,
-        dtype=spec.resources.dtype,
+        dtype=resources.dtype,
         stage="model",
-        workers=spec.resources.workers,
-        shard=spec.resources.shard,
+        workers=resources.workers,
+        shard=resources.shard,
         neighbours=tuple(part.record.id for part in model),
     )
     planned_model = tuple(_planned(part, context, _cost(part, base), unmet) for part in model)
@@ -113,7 +114,7 @@ def plan(
         seed=spec.seed,
         stack=spec.to_data(),
         device=target,
-        resources=spec.resources,
+        resources=resources,
         shape=shape,
         model=planned_model,
         stages=tuple(planned),
@@ -230,6 +231,8 @@ def _fits(part: _Resolved, context: FitContext) -> Iterator[Fit]:
         yield Fit.no(f"computes in {', '.join(can.dtypes)}, not in {context.dtype}")
     if not context.device.supports(context.dtype):
         yield Fit.no(f"{context.device.title} does not compute in {context.dtype}")
+    elif part.path == "model" and context.device.flops[context.dtype] < context.device.flops.get("float32", 0):
+        yield Fit.warn(f"{context.dtype} is slower than float32 on {context.device.title}")
     if part.record.manifest.lifecycle == "deprecated":
         yield Fit.warn("deprecated")
     answer = ask(part.record, part.config.fit, context)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stackloom.core.devices import Device
 from stackloom.core.errors import ConfigError, ErrorGroup, did_you_mean
 from stackloom.core.manifest import dotted, explain
 from stackloom.core.ref import Ref, as_ref
@@ -25,7 +26,8 @@ class Resources(BaseModel):
 
     Attributes:
         device: a name of the device table, or "auto".
-        dtype: compute dtype, a torch dtype name.
+        dtype: compute dtype, a torch dtype name; "auto" is bfloat16 where the device has instructions for it, else
+            float32. A plan holds the one that was meant.
         workers: processes that share a stage's work.
         shard: how several workers hold the model: whole copies (none) or parameter shards (fsdp).
         activation_checkpointing: recompute activations in the backward pass: less memory, a third more FLOPs.
@@ -34,10 +36,14 @@ class Resources(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     workers: int = Field(1, ge=1, le=100_000)
     shard: Literal["none", "fsdp"] = "none"
     activation_checkpointing: bool = False
+
+    def on(self, device: Device) -> Resources:
+        """Return them with `auto` replaced by what it means on a device."""
+        return self if self.dtype != "auto" else self.model_copy(update={"dtype": device.dtype})
 
 
 class StageSpec(BaseModel):

@@ -13,7 +13,7 @@ from stackloom.core.devices import DTYPE_BYTES
 from stackloom.core.fit import Fit, FitContext
 from stackloom.core.ref import Ref, RefTo
 
-CPU_ALLOCATOR = 2.0  # resident bytes per live byte of activations: rows differ in length and leave holes in the heap
+CPU_ELEMENT = 4.4  # resident bytes per activation on a CPU, in bf16 too: fp32 copies, and holes that rows leave [measured]
 ROWS = 32  # sequences that the engine computes together
 PROMPT, RESULT = 256, 32  # tokens of a task and of a tool's answer [house estimate]
 SHARED_BEGINNINGS = 256 * 1024**2  # bytes of the engine's pages for what prompts begin with
@@ -122,9 +122,8 @@ def activation_bytes(work: Work) -> float:
     and rotated copies (4 (query + key/value)), the MLP's four intermediates. The head keeps logits once in the compute
     dtype and twice in fp32 (cast and gradient). [house estimate; the run's measured peak is reported beside it]
     """
-    model, element = work.model, work.element_bytes
-    if work.device.kind == "cpu":
-        element *= CPU_ALLOCATOR
+    model = work.model
+    element = CPU_ELEMENT if work.device.kind == "cpu" else work.element_bytes
     width = (model.heads + model.kv_heads) * model.head_dim
     mlp = model.intermediate * max(model.experts_per_token, 1)
     layer = work.tokens * (12 * model.hidden + 4 * width + 4 * mlp) * element

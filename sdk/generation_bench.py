@@ -1,8 +1,9 @@
 """`stackloom bench generation`: the engine against `transformers.generate` and against its own matrix products alone.
 
-SmolLM2-135M-Instruct in bf16, greedy, end tokens disabled, the same prompts and lengths for all. The three are timed in
-turn, round after round; a ratio is the median of the rounds' ratios. No row is returned unless every token of every
-sequence agrees with an unpadded forward pass of transformers, up to the bf16 error.
+SmolLM2-135M-Instruct in the dtype that this CPU is fast in (bf16 where it has instructions for it, else fp32), greedy,
+end tokens disabled, the same prompts and lengths for all. The three are timed in turn, round after round; a ratio is the
+median of the rounds' ratios. No row is returned unless every token of every sequence agrees with an unpadded forward pass
+of transformers, up to the dtype's error.
 
 Shape legend: N sequences, T tokens, V vocabulary.
 """
@@ -32,6 +33,7 @@ from stackloom.engine.linear import project
 from stackloom.plugins.model.hf.config import HFConfig
 
 CHECKPOINT = "smollm2-135m-instruct"
+EXACT = {"bfloat16": "float32", "float32": "float64"}  # what a dtype's error is measured against
 BARS = {1: 1.5, 16: 1.5, 32: 1.3}  # times the speed of transformers.generate, by batch
 FLOOR_BAR = 0.75
 SHORTEST, LONGEST = 24, 48  # tokens of a prompt
@@ -46,15 +48,16 @@ def run(quick: bool) -> list[dict[str, Any]]:
     Returns:
         Rows as core.rows.BenchRow has them. `floor_fraction` is floor time over ours, the floor being the faster of
         plain and prepacked matrix products over exactly the tokens that are needed; `met` says whether both bars are
-        met. `error` is the RMS difference of our log-probabilities from an fp32 model's, in nats.
+        met. `error` is the RMS difference of our log-probabilities from those of the next wider dtype, in nats.
 
     Raises:
         ArtifactError: the checkpoint is not installed.
         EngineError: an output disagrees; nothing is returned.
     """
     hf = HFConfig(checkpoint=CHECKPOINT).build()
-    model, tokenizer = hf.load(device="cpu", dtype="bfloat16"), hf.tokenizer()
-    exact = hf.load(device="cpu", dtype="float32")
+    dtype = find_device("cpu").dtype
+    model, tokenizer = hf.load(device="cpu", dtype=dtype), hf.tokenizer()
+    exact = hf.load(device="cpu", dtype=EXACT[dtype])
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -74,7 +77,7 @@ def measure(
     """Measure one batch size.
 
     Raises:
-        EngineError: an output disagrees with transformers beyond the bf16 error.
+        EngineError: an output disagrees with transformers beyond the dtype's error.
     """
     prompts = draw_prompts(batch, model.config.vocab_size)
     engine = Engine(model, tokenizer, max_batch=batch, end_tokens=())
@@ -97,7 +100,7 @@ def measure(
     tokens = batch * new_tokens
     return {
         "name": "generation",
-        "case": f"SmolLM2-135M bf16, batch {batch}, prompts of {SHORTEST} to {LONGEST}, {new_tokens} new tokens",
+        "case": f"SmolLM2-135M {str(model.dtype).removeprefix('torch.')}, batch {batch}, prompts of {SHORTEST} to {LONGEST}, {new_tokens} new tokens",
         "ratio": round(ratio, 3),
         "bar": BARS.get(batch),
         "met": ratio >= BARS.get(batch, 0.0) and fraction >= FLOOR_BAR,
@@ -128,8 +131,9 @@ class Agreement:
     """How an engine's completions compare with transformers on the same tokens.
 
     Attributes:
-        error, baseline_error: RMS difference of log-probabilities from fp32, ours and of transformers' bf16, in nats.
-        close_calls: tokens that differ from transformers' choice within the bf16 error.
+        error, baseline_error: RMS difference of log-probabilities from the exact model's, ours and transformers', in
+            nats.
+        close_calls: tokens that differ from transformers' choice within the dtype's error.
     """
 
     error: float
@@ -146,11 +150,11 @@ def compare(
     """Feed every sequence unpadded to transformers and look at each generated token.
 
     A token may differ from the likeliest one only where the gap of their logits is within twice the largest difference
-    between the bf16 and the fp32 model's logits at that position.
+    between the model's logits and the exact one's at that position.
 
     Args:
-        model: bf16.
-        exact: the same weights in fp32.
+        model: whose generation is compared.
+        exact: the same weights in a wider dtype.
         prompts: what the engine continued.
         completions: greedy ones.
 
@@ -165,7 +169,7 @@ def compare(
         chosen_T1 = torch.tensor(completion.token_ids)[:, None]
         with torch.inference_mode():
             logits_TV, exact_TV = (
-                which(ids_T[None, :-1], use_cache=False, logits_to_keep=len(chosen_T1)).logits[0].float()
+                which(ids_T[None, :-1], use_cache=False, logits_to_keep=len(chosen_T1)).logits[0].to(exact.dtype)
                 for which in (model, exact)
             )
         gap_T = logits_TV.amax(-1) - logits_TV.gather(1, chosen_T1)[:, 0]
@@ -174,13 +178,13 @@ def compare(
             at = int(wrong_T.nonzero()[0])
             raise EngineError(
                 f"token {at} of sequence {place} is {gap_T[at]:.3f} below transformers' choice, "
-                f"the bf16 error allows {allowed_T[at]:.3f}",
+                f"the dtype's error allows {allowed_T[at]:.3f}",
                 where="generation",
             )
         close_calls += int((chosen_T1[:, 0] != logits_TV.argmax(-1)).sum())
-        truth_T, bf16_T = (which.log_softmax(-1).gather(1, chosen_T1)[:, 0].double() for which in (exact_TV, logits_TV))
+        truth_T, theirs_T = (w.log_softmax(-1).gather(1, chosen_T1)[:, 0].double() for w in (exact_TV, logits_TV))
         ours.append(torch.tensor(completion.logprobs, dtype=torch.float64) - truth_T)
-        theirs.append(bf16_T - truth_T)
+        theirs.append(theirs_T - truth_T)
     error, baseline_error = (float(torch.cat(part).square().mean().sqrt()) for part in (ours, theirs))
     return Agreement(error, baseline_error, close_calls)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stackloom.core import devices
 from stackloom.core.devices import device_table, find_device
 from stackloom.core.errors import ArtifactError, ConfigError, ErrorGroup, PluginError
 from stackloom.core.plan import Plan
@@ -191,7 +192,33 @@ def test_dtype_and_device_of_the_manifest_are_checked(site) -> None:
 
 
 def test_a_device_without_the_dtype_is_a_misfit(site) -> None:
-    assert any("does not compute in bfloat16" in text for text in misfits(plan(stack(), site, device="t4")))
+    explicit = plan(stack(resources={"dtype": "bfloat16"}), site, device="t4")
+    assert any("does not compute in bfloat16" in text for text in misfits(explicit))
+
+
+def test_auto_is_bfloat16_where_the_device_is_faster_in_it_and_float32_elsewhere(site) -> None:
+    assert {name: plan(stack(), site, device=name).resources.dtype for name in ("h100", "t4")} == {
+        "h100": "bfloat16",
+        "t4": "float32",
+    }
+
+
+@pytest.mark.parametrize(("features", "dtype"), [("avx2 avx512_bf16", "bfloat16"), ("avx2 f16c", "float32")])
+def test_auto_on_this_cpu_follows_its_instructions(site, monkeypatch, features: str, dtype: str) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"flags : fpu {features}")
+    device = devices._this_cpu(devices._cpu_core())
+    assert device.dtype == dtype
+    assert ("no bf16" in device.title) is (dtype == "float32")
+
+
+def test_a_dtype_slower_than_float32_is_warned_of_once(site) -> None:
+    slow = device_table()["h100"].model_copy(update={"flops": {"float32": 2.0, "bfloat16": 1.0}})
+    assert slow.dtype == "float32"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stackloom.core.planning.find_device", lambda name: slow)
+        made = plan(stack(resources={"dtype": "bfloat16"}), site)
+    warned = [fit.reason for part in made.components() for fit in part.fits if fit.severity == "warning"]
+    assert warned == ["bfloat16 is slower than float32 on NVIDIA H100 SXM 80 GB"]
 
 
 def test_sequences_longer_than_the_model_s_positions_are_refused(site) -> None:
@@ -254,8 +281,10 @@ def test_a_config_method_that_returns_the_wrong_type_is_the_plugin_s_error(site,
 
 
 def test_costs_add_up_and_scale_with_the_work(site) -> None:
+    bf16 = {"dtype": "bfloat16"}
     small, large = (
-        plan(stack(train={"sequence_length": length}), site, device="cpu").stages[0].cost for length in (64, 128)
+        plan(spec, site, device="cpu").stages[0].cost
+        for spec in (stack(train={"sequence_length": length}, resources=bf16) for length in (64, 128))
     )
     assert large.activation_bytes == 2 * small.activation_bytes
     assert large.weight_bytes == small.weight_bytes == plan(stack(), site).shape.parameters * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from stackloom.core.config import ComponentConfig
 from stackloom.core.errors import ArtifactError, ConfigError
@@ -23,6 +25,7 @@ from stackloom.core.shapes import ModelShape
 from stackloom.plugins.model.hf import embedded
 from stackloom.plugins.model.hf.config import EMBEDDED, Fresh, HFConfig, find_known
 from stackloom.plugins.model.hf.retrofit import retrofit
+from stackloom.plugins.model.hf.unpacked import unpacked
 
 HOSTED = ".self_attn.mixer."  # part of every tensor name that a replaced attention saves
 
@@ -117,15 +120,15 @@ class HF:
 
     @property
     def _whence(self) -> dict[str, Any]:
-        """Where transformers looks besides `_source`: a file inside it, the hub's local copies, or the hub.
+        """Where transformers looks besides `_source`: nowhere, the hub's local copies, or the hub.
 
         Raises:
             ArtifactError: the embedded checkpoint is neither installed nor among the hub's local copies.
         """
         if not self._is_embedded:
             return {"revision": self._revision}
-        if file := embedded.embedded_file():
-            return {"gguf_file": file.name}
+        if embedded.embedded_file():
+            return {}
         if not isinstance(try_to_load_from_cache(self._source, "config.json"), str):
             raise ArtifactError("its weights are not installed", where=self._where, fix=embedded.FIX)
         return {"revision": self._revision, "local_files_only": True}
@@ -133,7 +136,7 @@ class HF:
     @property
     def _source(self) -> str:
         if self._is_embedded and (file := embedded.embedded_file()):
-            return str(file.parent)
+            return str(unpacked(file))
         folder, known = self.config.folder(), find_known(self.config.checkpoint)
         return str(folder.absolute()) if folder else known.hub if known else self.config.checkpoint
 
@@ -147,19 +150,18 @@ class HF:
 
     def _pretrained(self, dtype: torch.dtype) -> PreTrainedModel:
         """Load config and weights; every tensor must be there and fit."""
-        whence = self._whence
-        unpack = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in whence else {}
+        source, whence = self._source, self._whence
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self._source,
-                dtype=dtype,
-                use_safetensors=True,
-                weights_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **whence,
-                **unpack,
-            )
+            with _no_bars():
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    source,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    weights_only=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **whence,
+                )
         except Exception as cause:  # as for the tokenizer
             raise ArtifactError(
                 f"cannot load the model: {_line(cause)}",
@@ -189,6 +191,18 @@ class HF:
                 return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         except Exception as cause:  # as for the tokenizer
             raise ArtifactError(f"cannot build the model: {_line(cause)}", where=self._where) from cause
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing over the run's own display."""
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def _sizes(fresh: Fresh) -> dict[str, int]:
