@@ -13,7 +13,7 @@ from stackloom.core.devices import DTYPE_BYTES
 from stackloom.core.fit import Fit, FitContext
 from stackloom.core.ref import Ref, RefTo
 
-CPU_ELEMENT = 4.4  # resident bytes per activation on a CPU, in bf16 too: fp32 copies, and holes that rows leave [measured]
+CPU_ELEMENT = 4.4  # resident bytes per activation on a CPU, in bf16 and fp32: copies, holes in the heap [measured]
 ROWS = 32  # sequences that the engine computes together
 PROMPT, RESULT = 256, 32  # tokens of a task and of a tool's answer [house estimate]
 SHARED_BEGINNINGS = 256 * 1024**2  # bytes of the engine's pages for what prompts begin with

@@ -21,7 +21,6 @@ def first_stack(optimizer: str = "optimizer.muon") -> sl.Stack:
             ),
         ],
         device="auto",
-        dtype="bfloat16",
     )
 
 

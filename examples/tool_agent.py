@@ -32,7 +32,6 @@ def tool_agent(steps: int = 80, tasks: int = 209) -> sl.Stack:
         trackers=[sl.use("tracker.jsonl")],
         seed=7,
         device="cpu",
-        dtype="bfloat16",
     )
 
 

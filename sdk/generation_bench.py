@@ -1,9 +1,9 @@
 """`stackloom bench generation`: the engine against `transformers.generate` and against its own matrix products alone.
 
 SmolLM2-135M-Instruct in the dtype that this CPU is fast in (bf16 where it has instructions for it, else fp32), greedy,
-end tokens disabled, the same prompts and lengths for all. The three are timed in turn, round after round; a ratio is the
-median of the rounds' ratios. No row is returned unless every token of every sequence agrees with an unpadded forward pass
-of transformers, up to the dtype's error.
+end tokens disabled, the same prompts and lengths for all. The three are timed in turn, round after round; a ratio is
+the median of the rounds' ratios. No row is returned unless every token of every sequence agrees with an unpadded
+forward pass of transformers, up to the dtype's error.
 
 Shape legend: N sequences, T tokens, V vocabulary.
 """
@@ -100,7 +100,8 @@ def measure(
     tokens = batch * new_tokens
     return {
         "name": "generation",
-        "case": f"SmolLM2-135M {str(model.dtype).removeprefix('torch.')}, batch {batch}, prompts of {SHORTEST} to {LONGEST}, {new_tokens} new tokens",
+        "case": f"SmolLM2-135M {str(model.dtype).removeprefix('torch.')}, batch {batch}, "
+        f"prompts of {SHORTEST} to {LONGEST}, {new_tokens} new tokens",
         "ratio": round(ratio, 3),
         "bar": BARS.get(batch),
         "met": ratio >= BARS.get(batch, 0.0) and fraction >= FLOOR_BAR,

@@ -18,13 +18,15 @@ from torch import Tensor
 from stackloom.core.errors import ConfigError
 from stackloom.core.planning import seed_for
 
+WORTH = 16  # shared tokens for which a second piece of attention pays
+
 
 @dataclass(frozen=True)
 class Row:
     """One packed sequence.
 
     Attributes:
-        input_ids, positions: int64 (T,); positions start at 0 with each example.
+        input_ids, positions: int64 (T,); positions start at 0 with each example, or behind what it shares with another.
         targets: int64 (n,), the tokens to predict.
         predicts: int64 (n,), the index in the row of the hidden state that predicts each target.
     """
@@ -136,3 +138,28 @@ def flatten(rows: Sequence[Row]) -> Row:
         torch.cat([row.targets for row in rows]),
         torch.cat([row.predicts + start for row, start in zip(rows, starts, strict=False)]),
     )
+
+
+def share_beginnings(row: Row) -> Row:
+    """Drop what an example repeats of the beginning of the last whole one; it starts at the position behind that.
+
+    A causal model computes the same for a repeated beginning, so losses and gradients stay what they are (up to the
+    order of sums), where attention goes by positions as `packed_attention` has it. Examples that share fewer than WORTH
+    tokens with the last whole one stay whole.
+    """
+    ids, positions = row.input_ids.tolist(), row.positions.tolist()
+    begins = [place for place, position in enumerate(positions) if position == 0]
+    kept: list[int] = []
+    now_at = [0] * len(ids)  # where each token, or the one that stands for it, has gone
+    whole = slice(0, 0)
+    for begin, stop in zip(begins, [*begins[1:], len(ids)], strict=True):
+        longest = min(whole.stop - whole.start, stop - begin - 1)
+        shared = next((n for n in range(longest) if ids[whole.start + n] != ids[begin + n]), max(longest, 0))
+        if shared < WORTH:
+            shared, whole = 0, slice(begin, stop)
+        elif shared == positions[kept[-1]] + 1:
+            shared -= 1  # or it would seem to go on from the sequence before it
+        now_at[begin : begin + shared] = now_at[whole.start : whole.start + shared]
+        now_at[begin + shared : stop] = range(len(kept), len(kept) + stop - begin - shared)
+        kept += range(begin + shared, stop)
+    return Row(row.input_ids[kept], row.positions[kept], row.targets, torch.tensor(now_at)[row.predicts])

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name
 from stackloom.artifacts import Artifact, Card, read
 from stackloom.core.stages import Train
 from stackloom.run import checkpoint
-from stackloom.run.batches import Batches, Row, flatten
+from stackloom.run.batches import Batches, Row, flatten, share_beginnings
 from stackloom.run.context import StageContext, finite, save_state
 from stackloom.run.memory import release_heap
 from stackloom.run.packed_attention import packed_attention
@@ -55,7 +55,7 @@ def work(ctx: StageContext, team: Solo) -> None:
     done, spent = _resume(ctx, trainable, optimizer, team)
     begin = time.monotonic() - spent
     model.train()
-    with packed_attention(model):
+    with packed_attention(model) as packed:
         for step in range(done, options.steps):
             factor = rate(options, step)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -64,7 +64,7 @@ def work(ctx: StageContext, team: Solo) -> None:
                 adapter.on_step(step, options.steps)
             clock = time.monotonic()
             rows = batches.rows(step, team.rank, team.size)
-            loss, norm = _step(model, trainable, optimizer, rows, options, team)
+            loss, norm = _step(model, trainable, optimizer, rows, options, team, packed)
             release_heap()
             finite(
                 [loss, norm], f"the loss at step {step}" if not math.isfinite(loss) else f"the gradient at step {step}"
@@ -97,14 +97,15 @@ def rate(options: Train, step: int) -> float:
 
 
 def _step(
-    model: Any, trainable: dict[str, Any], optimizer: Any, rows: list[Row], options: Train, team: Solo
+    model: Any, trainable: dict[str, Any], optimizer: Any, rows: list[Row], options: Train, team: Solo, packed: bool
 ) -> tuple[float, float]:
     """Accumulate gradients over micro-batches, clip, update; returns (mean loss per trained token, gradient norm)."""
     optimizer.zero_grad(set_to_none=True)
     total = team.total(sum(len(row.targets) for row in rows))
     loss = 0.0
     for first in range(0, len(rows), options.micro_batch_size):
-        part = loss_of(model, flatten(rows[first : first + options.micro_batch_size])) / total
+        micro_batch = flatten(rows[first : first + options.micro_batch_size])
+        part = loss_of(model, share_beginnings(micro_batch) if packed else micro_batch) / total
         part.backward()  # type: ignore[no-untyped-call]
         loss += float(part.detach())
     loss = team.total(loss)

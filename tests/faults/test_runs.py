@@ -35,13 +35,18 @@ stages:
       checkpoint_every: 10
   - train:
       data: {{use: data.jsonl, path: {lines}, format: messages}}
+      adapter: {{use: adapter.lora, rank: 4}}
       optimizer: {{use: optimizer.adamw, lr: 1e-3}}
       steps: 150
       batch_size: 4
       sequence_length: 64
       checkpoint_every: 10
+  - quantize: {{quantizer: {{use: quantizer.gptq}}, data: {{use: data.jsonl, path: {lines}, format: messages}},
+      calibration_sequences: 8, sequence_length: 64}}
+  - evaluate: {{data: {{use: data.jsonl, path: {lines}, format: messages}}, sequences: 8, sequence_length: 64}}
   - export: {{dtype: float32}}
 """
+STAGES = ("0-train", "1-train", "2-quantize", "3-evaluate", "4-export")
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +69,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(stack: Path, run: Path) -> subprocess.Popen[bytes]:
+def start(stack: Path, run: Path, show: str = "--quiet") -> subprocess.Popen[bytes]:
     environment = os.environ | {"STACKLOOM_HOME": str(stack.parent / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "stackloom", "run", str(stack), "--folder", str(run), "--quiet"]
-    return subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "stackloom", "run", str(stack), "--folder", str(run), show]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=pipe, stderr=pipe)
 
 
 def finish(stack: Path, run: Path) -> list[str]:
@@ -78,7 +84,21 @@ def finish(stack: Path, run: Path) -> list[str]:
 
 
 def digests(run: Path) -> list[str]:
-    return [read(run / name).digest for name in ("0-train", "1-train", "2-export")]
+    return [read(run / name).digest for name in STAGES]
+
+
+def test_a_run_killed_inside_each_stage_ends_with_the_same_bits(stack: Path, tmp_path: Path) -> None:
+    whole = finish(stack, tmp_path / "whole")
+    for index, name in enumerate(STAGES):
+        process = start(stack, tmp_path / "cut", "--json")
+        assert process.stdout is not None
+        running = (json.loads(line) for line in process.stdout)
+        assert any(event.get("index") == index and event.get("state") == "running" for event in running)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (tmp_path / "cut" / name).exists()
+        assert all(read(tmp_path / "cut" / earlier) for earlier in STAGES[:index])
+    assert finish(stack, tmp_path / "cut") == whole
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(stack: Path, tmp_path: Path) -> None:

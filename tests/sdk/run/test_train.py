@@ -11,7 +11,8 @@ from stackloom.core.errors import ArtifactError, ConfigError, FitError
 from stackloom.core.slots.data import Example
 from stackloom.run import runner
 from stackloom.run import train as stage
-from stackloom.run.batches import Batches, flatten
+from stackloom.run.batches import WORTH, Batches, Row, flatten, share_beginnings
+from stackloom.run.packed_attention import packed_attention, sequences
 
 
 class Lines:
@@ -88,6 +89,52 @@ def test_packing_changes_no_loss(checkpoint: Path) -> None:
     assert len(packed) > len(rows)
     together = float(stage.loss_of(model, flatten(rows)).detach())
     assert together == pytest.approx(sum(float(stage.loss_of(model, row).detach()) for row in apart), rel=1e-6)
+
+
+def chats(*tails: list[int], beginning: int = 40) -> Row:
+    """Sequences with a common beginning, the loss on what follows it; tokens stay below 50."""
+    parts = [[*(7 * place % 50 for place in range(beginning)), *tail] for tail in tails]
+    ids = torch.tensor([token for part in parts for token in part])
+    positions = torch.tensor([place for part in parts for place in range(len(part))])
+    predicts = (positions >= beginning).nonzero().flatten() - 1
+    return Row(ids, positions, ids[predicts + 1], predicts)
+
+
+ROW = chats([1, 2, 3], [4, 5], [1, 2, 9, 9], [6])
+
+
+def test_a_shared_beginning_is_kept_once() -> None:
+    shared = share_beginnings(ROW)
+    assert sequences(shared.positions) == [(0, 43), (40, 2), (41, 3), (40, 1)]
+    assert torch.equal(shared.targets, ROW.targets)
+    assert torch.equal(shared.positions[shared.predicts], ROW.positions[ROW.predicts])
+
+
+def test_sharing_changes_neither_losses_nor_gradients(checkpoint: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64)
+    other = chats([8, 7], [5, 5, 5], beginning=WORTH + 3)
+    found = []
+    for row in (flatten([ROW, other]), share_beginnings(flatten([ROW, other]))):
+        model.zero_grad()
+        with packed_attention(model) as packed:
+            assert packed
+            loss = stage.loss_of(model, row)
+            loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    for plain, shared in zip(*found, strict=True):
+        torch.testing.assert_close(shared, plain, rtol=1e-5, atol=1e-7)  # losses and rotary factors are float32
+
+
+def test_sequences_that_share_less_than_it_is_worth_stay_whole() -> None:
+    row = chats([1, 2], [3, 4], beginning=WORTH - 1)
+    assert torch.equal(share_beginnings(row).input_ids, row.input_ids)
+    assert sequences(share_beginnings(chats([1, 2], [3, 4], beginning=WORTH)).positions) == [(0, 18), (16, 2)]
+
+
+def test_a_sequence_that_only_repeats_another_keeps_a_token() -> None:
+    assert sequences(share_beginnings(chats([1, 2], [1, 2], [1])).positions) == [(0, 42), (41, 1), (40, 1)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
