@@ -49,7 +49,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
     Args:
         folder: made if it is not there.
         tensors: by the names of `low_rank.matrices`; any device, stored as they are.
-        config: the fields of adapter_config.json beside peft_type.
+        config: the fields of adapter_config.json; peft_type is LORA unless it says otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stored = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -58,12 +58,16 @@ def write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def read_config(folder: Path, expected: Mapping[str, Any]) -> None:
-    """Check adapter_config.json.
+def read_config(
+    folder: Path, expected: Mapping[str, Any], *, kinds: tuple[str, ...] = ("LORA",), own: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Check adapter_config.json and return its fields.
 
     Args:
         folder: where PEFT wrote.
         expected: r, lora_alpha and use_rslora of the injected adapter.
+        kinds: values of peft_type that the caller reads.
+        own: fields beside PEFT's that the caller reads.
 
     Raises:
         ArtifactError: the file is missing, no JSON object, no LoRA, or one that computes otherwise; names the field.
@@ -77,7 +81,7 @@ def read_config(folder: Path, expected: Mapping[str, Any]) -> None:
         raise ArtifactError(f"cannot read it: {cause.strerror}", where=str(path)) from None
     except (ValueError, RecursionError) as cause:
         raise ArtifactError(f"not JSON: {cause}", where=str(path)) from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if not isinstance(config, dict) or config.get("peft_type") not in kinds:
         found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise ArtifactError(f"no LoRA: peft_type is {found!r}", where=str(path))
     for field, value in ({"r": 8, "lora_alpha": 8, "use_rslora": False} | config).items():
@@ -95,8 +99,9 @@ def read_config(folder: Path, expected: Mapping[str, Any]) -> None:
                 where=str(path),
                 fix="save it again with PEFT's path_initial_model_for_weight_conversion",
             )
-        if field not in INERT | READ and value:
+        if field not in INERT | READ | own and value:
             raise ArtifactError(f"{field} is {value!r}, which is not supported", where=str(path))
+    return config
 
 
 def read_tensors(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:

@@ -128,6 +128,7 @@ def train(
     schedule: Schedule,
     seed: int,
     watch: Callable[[int, float], None] = lambda step, loss: None,
+    begin: Callable[[int], object] = lambda step: None,
 ) -> None:
     """Train in place; the batches are a function of the seed alone.
 
@@ -138,10 +139,12 @@ def train(
         schedule: how long, and how much at once.
         seed: of the batches.
         watch: told each step and its training loss.
+        begin: called before each step, for what follows a schedule.
     """
     draw = torch.Generator().manual_seed(seed)
     peaks = [group["lr"] for group in optimizer.param_groups]
     for step in range(schedule.steps):
+        begin(step)
         rows = torch.randint(len(text_ST), (schedule.sequences,), generator=draw)
         loss = model.loss(text_ST[rows, : schedule.length])
         optimizer.zero_grad()

@@ -2,134 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-from torch import nn
-from transformers import PreTrainedModel
-
-from stackloom.core.errors import FitError
-from stackloom.plugins.adapter import low_rank, peft_files
-from stackloom.plugins.adapter.lora.config import LoRAConfig
-
-ID = "adapter.lora"
+from stackloom.plugins.adapter.low_rank_adapter import LowRankAdapter
 
 
-class LoRA:
+class LoRA(LowRankAdapter):
     """Low-rank adaptation of a model's linear layers.
 
-    Args:
-        config: the plugin's options.
-
     Example:
+        >>> from stackloom.plugins.adapter.lora.config import LoRAConfig
         >>> adapter = LoRA(LoRAConfig(rank=4))
         >>> names = adapter.inject(model, seed=0)  # train these
         >>> adapter.merge(model)                   # plain layers again
     """
 
-    def __init__(self, config: LoRAConfig) -> None:
-        self.config = config
-        self._flags: list[tuple[nn.Parameter, bool]] = []
-
-    def inject(self, model: PreTrainedModel, *, seed: int) -> list[str]:
-        """Wrap the targets, freeze every other parameter, and return the trainable parameters' names.
-
-        The outputs stay bit-equal until the first update, because B is zero.
-
-        Args:
-            model: changed in place.
-            seed: of A; the same on every device and for every dtype.
-
-        Raises:
-            FitError: a pattern names no linear layer, an embedding or a tied weight; or there is an adapter already.
-        """
-        targets = low_rank.find_targets(model, self.config.targets, ID)
-        self._flags = low_rank.wrap(model, targets, self._wrapper, init=self.config.init, seed=seed)
-        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-    def on_step(self, step: int, steps: int) -> None:
-        """Do nothing: LoRA has no schedule."""
-
-    def merge(self, model: PreTrainedModel) -> None:
-        """Fold scaling * B A into the weights and put the plain layers back.
-
-        The sum is made in float64 and rounded once: each weight is within half a unit in its last place of the exact
-        one. Parameters get back the requires_grad that they had before `inject` of the same object.
-
-        Raises:
-            FitError: nothing is injected, or a folded weight is not finite (nothing has changed then).
-        """
-        low_rank.fold(model, ID)
-        low_rank.restore(self._flags)
-        self._flags = []
-
-    def save(self, model: PreTrainedModel, folder: Path, base: str) -> None:
-        """Write adapter_config.json and adapter_model.safetensors as PEFT does.
-
-        Args:
-            model: injected.
-            folder: made if it is not there.
-            base: name or path of the base model, for PEFT.
-
-        Raises:
-            FitError: nothing is injected, or a matrix is not finite.
-        """
-        tensors = dict(low_rank.matrices(model, ID))
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise FitError(f"{name} is not finite", where=ID, fix="use an earlier checkpoint")
-        config = {
-            "auto_mapping": None,
-            "base_model_name_or_path": base,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True if self.config.init == "kaiming" else self.config.init,
-            "lora_alpha": self._alpha,
-            "lora_dropout": self.config.dropout,
-            "modules_to_save": None,
-            "r": self.config.rank,
-            "target_modules": _target_modules(model),
-            "task_type": "CAUSAL_LM",
-            "use_rslora": self.config.rslora,
-        }
-        peft_files.write(folder, tensors, config)
-
-    @torch.no_grad()
-    def load(self, model: PreTrainedModel, folder: Path) -> None:
-        """Read PEFT's files into an injected model. All or nothing.
-
-        Raises:
-            FitError: nothing is injected.
-            ArtifactError: a file is missing, damaged, foreign, or does not fit the adapter; names the tensor or field.
-        """
-        ours = dict(low_rank.matrices(model, ID))
-        peft_files.read_config(
-            folder, {"r": self.config.rank, "lora_alpha": self._alpha, "use_rslora": self.config.rslora}
-        )
-        stored = peft_files.read_tensors(folder, {name: parameter.shape for name, parameter in ours.items()})
-        for name, parameter in ours.items():
-            parameter.copy_(stored[name])
-
-    @property
-    def _alpha(self) -> float:
-        """Alpha as PEFT writes it: an integer where it is one."""
-        return int(self.config.alpha) if self.config.alpha.is_integer() else self.config.alpha
-
-    def _wrapper(self, linear: nn.Linear) -> low_rank.LowRankLinear:
-        own = linear.weight.dtype
-        return low_rank.LowRankLinear(
-            linear,
-            rank=self.config.rank,
-            scaling=self.config.scaling,
-            dropout=self.config.dropout,
-            dtype=torch.promote_types(own, torch.float32) if self.config.dtype == "float32" else own,
-        )
-
-
-def _target_modules(model: nn.Module) -> list[str]:
-    """Return what PEFT should match: the last names where they name the wrapped layers and nothing else, else paths."""
-    paths = set(low_rank.wrapped(model))
-    ends = {path.rpartition(".")[2] for path in paths}
-    everything = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in ends}
-    return sorted(ends if everything == paths else paths)
+    plugin = "adapter.lora"
