@@ -41,7 +41,15 @@ def orthogonalize(
     """As :func:`iteration.orthogonalize`, with full products; see :func:`products_dtype`."""
     asked = _at_least(G_EMN, dtype)
     products = products_dtype(asked, G_EMN.device)
-    return iteration.orthogonalize(G_EMN, coefficients, eps, form, products, symmetric_product).to(asked)
+    if products == asked or not len(G_EMN):
+        return iteration.orthogonalize(G_EMN, coefficients, eps, form, asked, symmetric_product)
+    # One by one and each from memory of its own: MKL's bits depend on a stack's size and on alignment, and workers that
+    # divide a stack must get the bits of one that does not.
+    alone = (
+        iteration.orthogonalize(matrix.clone(), coefficients, eps, form, products, symmetric_product)
+        for matrix in G_EMN.split(1)
+    )
+    return torch.cat([result.to(asked) for result in alone])
 
 
 def products_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
