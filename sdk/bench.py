@@ -188,6 +188,16 @@ def _pipeline(quick: bool) -> Rows:
     return list(measure(quick=quick))
 
 
+def _adapter(quick: bool) -> Rows:
+    """A training step with AFA-LoRA against PEFT's LoRA, and after the merge; needs stackloom[train] and peft."""
+    try:
+        from stackloom.adapter_bench import run as measure
+    except ModuleNotFoundError as cause:
+        fix = "pip install peft" if cause.name == "peft" else "pip install 'stackloom[train]'"
+        raise ConfigError(f"{cause.name} is not installed", fix=fix) from None
+    return list(measure(quick=quick))
+
+
 _PLANES: dict[str, Callable[[bool], Rows]] = {
     "cli": _cli,
     "registry": _registry,
@@ -195,4 +205,5 @@ _PLANES: dict[str, Callable[[bool], Rows]] = {
     "kit": _kit,
     "generation": _generation,
     "pipeline": _pipeline,
+    "adapter": _adapter,
 }

@@ -31,12 +31,12 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PRETRAINING = {
     "cpu": Schedule(steps=120, sequences=8),
-    "cpu-full": Schedule(steps=300, sequences=8),
+    "cpu-full": Schedule(steps=200, sequences=8),
     "gpu": Schedule(steps=2000, sequences=64),
 }
 ADAPTING = {
     "cpu": Schedule(steps=60, sequences=8),
-    "cpu-full": Schedule(steps=150, sequences=8),
+    "cpu-full": Schedule(steps=100, sequences=8),
     "gpu": Schedule(steps=1000, sequences=64),
 }
 RATES = {"cpu": (5e-3,), "cpu-full": (2e-3, 5e-3, 1e-2), "gpu": (2e-3, 5e-3, 1e-2)}
