@@ -96,12 +96,25 @@ def states(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("shard", ["none", "fsdp"])
+DROPPING = {"rank": 4, "dropout": 0.1}  # every worker's random state counts
+LITE = {"use": "optimizer.mona", "lr": 1e-2, "buffers": "lite", "stochastic_rounding": True}
+
+
+@pytest.mark.parametrize(
+    ("shard", "options"),
+    [
+        ("none", {"adapter": {"use": "adapter.lora", **DROPPING}}),
+        ("fsdp", {"adapter": {"use": "adapter.lora", **DROPPING}}),
+        ("fsdp", {"adapter": {"use": "adapter.afa-lora", "rho": 1.0, **DROPPING}}),
+        ("fsdp", {"optimizer": {"use": "optimizer.muon", "lr": 1e-2}}),
+        ("fsdp", {"optimizer": LITE}),
+    ],
+    ids=["replicas-lora", "shards-lora", "shards-afa-lora", "shards-muon", "shards-mona-lite"],
+)
 def test_a_stopped_run_resumes_with_the_bits_of_an_undisturbed_one(
-    planned, train, registry, tmp_path: Path, shard: str
+    planned, train, registry, tmp_path: Path, shard: str, options: Any
 ) -> None:
-    dropping = {"use": "adapter.lora", "rank": 4, "dropout": 0.1}  # every worker's random state counts
-    plan = planned(train(adapter=dropping, checkpoint_every=3, steps=8), workers=2, shard=shard)
+    plan = planned(train(**options, checkpoint_every=3, steps=8), workers=2, shard=shard)
     whole = runner.run(plan, registry, folder=tmp_path / "whole")
     for step in (2, 5):
         with pytest.raises(Stop):
