@@ -193,8 +193,13 @@ class StopAt(runner.Display):
             raise Stop
 
 
-@pytest.mark.parametrize("optimizer", ["optimizer.adamw", "optimizer.muon", "optimizer.mona"])
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize(
+    ("step", "optimizer"),
+    [
+        *((step, f"optimizer.{name}") for name in ("adamw", "muon") for step in (1, 2, 3, 5, 6)),
+        (3, "optimizer.mona"),
+    ],
+)
 def test_a_run_stopped_at_any_step_resumes_bit_exactly(
     planned, train, registry, tmp_path: Path, step: int, optimizer: str
 ) -> None:
@@ -206,15 +211,14 @@ def test_a_run_stopped_at_any_step_resumes_bit_exactly(
     assert cut.stages[0].digest == whole.stages[0].digest
 
 
-@pytest.mark.parametrize("step", [3, 5])
 def test_a_run_stopped_within_an_adapters_schedule_resumes_bit_exactly(
-    planned, train, registry, tmp_path: Path, step: int
+    planned, train, registry, tmp_path: Path
 ) -> None:
-    """Checkpoints are written after steps 2 and 4; beta falls over all six steps."""
+    """The checkpoint is written after step 2; beta falls over all six steps."""
     plan = planned(train(adapter={"use": "adapter.afa-lora", "activation": "silu", "rho": 1.0, "dropout": 0.1}))
     whole = runner.run(plan, registry, folder=tmp_path / "whole")
     with pytest.raises(Stop):
-        runner.run(plan, registry, folder=tmp_path / "cut", display=StopAt(step))
+        runner.run(plan, registry, folder=tmp_path / "cut", display=StopAt(3))
     cut = runner.run(plan, registry, folder=tmp_path / "cut")
     assert cut.stages[0].digest == whole.stages[0].digest
 
