@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from stackloom.core.catalogue import Catalogue, PluginRecord
 from stackloom.core.config import ComponentConfig
 from stackloom.core.cost import Cost, Work
-from stackloom.core.devices import find_device
+from stackloom.core.devices import DTYPE_BYTES, find_device
 from stackloom.core.errors import ConfigError, ErrorGroup, PluginError, StackloomError
 from stackloom.core.fit import Fit, FitContext
 from stackloom.core.loading import ask, blame, load_config, validate_options
@@ -270,6 +270,12 @@ def _stage_fits(config: StageConfig, context: FitContext) -> list[Fit]:
     return answer if isinstance(answer, list) else [answer]
 
 
+def _own_dtype(cost: Cost, dtype: str) -> str:
+    """The dtype of the parameters that a component adds: an optimizer keeps its state in that, not in the model's."""
+    wide = DTYPE_BYTES["float32"]
+    return "float32" if cost.trainable and cost.weight_bytes == wide * cost.trainable else dtype
+
+
 def _planned_stage(
     index: int,
     config: StageConfig,
@@ -280,12 +286,13 @@ def _planned_stage(
     spec: StackSpec,
     unmet: Unmet,
 ) -> PlannedStage:
-    work = config.work(base)
+    work = seen = config.work(base)
     costs = []
     for part in parts:
-        costs.append(_cost(part, work))
+        costs.append(_cost(part, seen))
         if costs[-1].trainable is not None:
             work = work.model_copy(update={"trainable": costs[-1].trainable})
+            seen = work.model_copy(update={"dtype": _own_dtype(costs[-1], work.dtype)})
     total = sum([held, config.cost(work), *costs], Cost())
     if spec.resources.shard == "fsdp":
         total = total.model_copy(

@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
+import stackloom as sl
 from stackloom.core.errors import ArtifactError, ConfigError, FitError
 from stackloom.kernels.afa_lora import ACTIVATIONS, blend
 from stackloom.plugins.adapter.afa_lora.config import AfaLoRAConfig
@@ -649,3 +650,16 @@ def test_patterns_choose_attention_or_mlp():
 
 def test_schedule_is_data_without_torch():
     assert Schedule("linear", 0.5, 0.0, 0.0, 0.0, 0.0, 0).beta(0, 4) == 1.0
+
+
+@pytest.mark.parametrize(("dtype", "element"), [("float32", 4), ("model", 2)])
+def test_a_plan_counts_the_optimizers_state_in_the_matrices_own_dtype(dtype, element):
+    adapter = {"use": "adapter.afa-lora", "dtype": dtype}
+    data = {"use": "data.jsonl", "path": "examples/first_stack.jsonl"}
+    train = sl.train(data=data, optimizer="optimizer.adamw", adapter=adapter, steps=10)
+    model = sl.use("model.hf", checkpoint="smollm2-135m-instruct")
+    parts = sl.Stack("adapter", model=model, stages=[train], dtype="bfloat16").plan(device="h100").components()
+    costs = {part.plugin: part.cost for part in parts}
+    matrices = costs["adapter.afa-lora"].parameters
+    assert costs["adapter.afa-lora"].weight_bytes == element * matrices
+    assert costs["optimizer.adamw"].optimizer_bytes == 2 * element * matrices
