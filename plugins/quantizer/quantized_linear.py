@@ -6,7 +6,7 @@ Shape legend: M tokens, N out features, K in features, G groups of a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from stackloom.core.errors import FitError
 from stackloom.kernels.int4_pack import pack_int4, unpack_int4
 from stackloom.plugins.quantizer.grid import dequantize_groups, quantize_tensor, quantize_tokens
 from stackloom.plugins.quantizer.integer_matmul import int8_matmul
+from stackloom.plugins.quantizer.prepacked import LONGEST_PACKED, PrepackedLinear, available, in_integers
 
 
 class QuantizedLinear(nn.Module):
@@ -24,7 +25,9 @@ class QuantizedLinear(nn.Module):
 
     With float activations the weight is dequantized to the input's dtype for the product. With int8 activations each
     token is quantized as it comes (`quantize_tokens`), the products are summed in integers, per group of the weight,
-    and the sums are scaled in float32; this path has no gradient. After `amplify` the scales are integers too.
+    and the sums are scaled in float32 (on a CPU, groups too small for that: in float32 all the way); this path has no
+    gradient. After `amplify` the scales are integers too. On a CPU the first call lays the weight out for its int8
+    instructions, which takes another byte per weight; a compiled graph takes the weight as it is stored.
 
     Args:
         in_features, out_features: K and N.
@@ -70,6 +73,8 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("amplifier", None)
         self.register_buffer("input_scale", torch.zeros(1, device=device) if static else None)
         self._one_grid = False  # of `input_scale`, which a compiled graph must not look into
+        self._prepacked: PrepackedLinear | None = None  # made by a call on a CPU that finds other tensors than the last
+        self._prepacked_of: tuple[tuple[int, int], ...] = ()
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
 
     @classmethod
@@ -150,26 +155,57 @@ class QuantizedLinear(nn.Module):
                 "int8 activations have no gradient", fix="train before quantizing, or run under torch.no_grad()"
             )
         with torch.no_grad():
-            output_MN = self._in_integers(x.reshape(-1, self.in_features)).to(x.dtype)
+            x_MK = x.reshape(-1, self.in_features)
+            if not torch.compiler.is_compiling() and self.prepackable:
+                output_MN = self._prepack()(x_MK).to(x.dtype)
+            elif x.device.type == "cpu" and not in_integers(self.out_features, self.group, self.in_features):
+                output_MN = self._in_floats(x_MK).to(x.dtype)  # as prepacked
+            else:
+                output_MN = self.from_stored(x_MK).to(x.dtype)
         return output_MN.reshape(*x.shape[:-1], self.out_features)
+
+    def _prepack(self) -> PrepackedLinear:
+        tensors = (self.qweight, self.scale, self.amplifier, self.input_grid, self.bias)
+        now = tuple(
+            (each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors if each is not None
+        )
+        if self._prepacked is None or now != self._prepacked_of:
+            self._prepacked, self._prepacked_of = prepack([self]), now
+        return self._prepacked
+
+    @property
+    def prepackable(self) -> bool:
+        """Whether the weight can be laid out for int8 instructions where it lies."""
+        fits = self.int8_activations and self.in_features <= LONGEST_PACKED
+        return fits and self.qweight.device.type == "cpu" and available()
+
+    @property
+    def input_grid(self) -> Tensor | None:
+        """The scale of all inputs, (1,) float32; None with a grid per token."""
+        return self.input_scale if self._one_grid else None
 
     def quantize_input(self, x_MK: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs as int8 (M, K) in [-127, 127] and their float32 scale, (M, 1) or a scalar."""
-        if self._one_grid and self.input_scale is not None:
-            return quantize_tensor(x_MK, self.input_scale)
-        return quantize_tokens(x_MK)
+        grid = self.input_grid
+        return quantize_tokens(x_MK) if grid is None else quantize_tensor(x_MK, grid)
 
-    def _in_integers(self, x_MK: Tensor) -> Tensor:
-        """Return the output (M, N) in float32."""
+    def from_stored(self, x_MK: Tensor) -> Tensor:
+        """Return the output (M, N) in float32, of the weights as they are stored; `forward` prepacks them on a CPU."""
         q_MK, input_scale = self.quantize_input(x_MK)
         w_NK, kind = self.integers(), self.scale.dtype
         sums_MN = torch.zeros(x_MK.shape[0], self.out_features, device=x_MK.device, dtype=kind)
         for place, first in enumerate(range(0, self.in_features, self.group)):
             part = slice(first, first + self.group)
-            sums_MN += int8_matmul(q_MK[:, part], w_NK[:, part]).to(kind) * self.scale[:, place]
+            sums_MN = torch.addcmul(sums_MN, int8_matmul(q_MK[:, part], w_NK[:, part]).to(kind), self.scale[:, place])
         if self.amplifier is not None:
             sums_MN = sums_MN.float() / self.amplifier  # a power of two: exact
         output_MN = sums_MN * input_scale
+        return output_MN if self.bias is None else output_MN + self.bias.float()
+
+    def _in_floats(self, x_MK: Tensor) -> Tensor:
+        """Return what `from_stored` does, the products rounded to float32 as they are summed."""
+        q_MK, input_scale = self.quantize_input(x_MK)
+        output_MN = F.linear(q_MK.float(), self.dequantized(torch.float32)) * input_scale
         return output_MN if self.bias is None else output_MN + self.bias.float()
 
     def extra_repr(self) -> str:
@@ -192,6 +228,41 @@ class QuantizedLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
         self._one_grid = self.input_scale is not None and self.input_scale.item() > 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy lays its weights out itself."""
+        return self.__dict__ | {"_prepacked": None}
+
+
+def prepack(layers: Sequence[QuantizedLinear]) -> PrepackedLinear:
+    """Lay out layers of one input side by side, as one layer whose rows are those of all.
+
+    Args:
+        layers: prepackable, and equal in what `alike` compares.
+    """
+    first = layers[0]
+    with torch.no_grad():
+        bias_N = torch.cat(
+            [torch.zeros(each.out_features) if each.bias is None else each.bias.float() for each in layers]
+        )
+        return PrepackedLinear(
+            torch.cat([each.integers() for each in layers]),
+            torch.cat([each.scale for each in layers]),
+            None
+            if first.amplifier is None
+            else torch.cat([each.amplifier for each in layers if each.amplifier is not None]),
+            bias_N if any(each.bias is not None for each in layers) else None,
+            None if first.input_grid is None else first.input_grid.clone(),
+        )
+
+
+def alike(layers: Sequence[QuantizedLinear]) -> bool:
+    """Return whether layers of one input treat it alike, so that they can be laid out side by side."""
+    grids = [None if each.input_grid is None else each.input_grid.item() for each in layers]
+    kinds = {
+        (each.in_features, each.group, each.amplifier is None, grid) for each, grid in zip(layers, grids, strict=True)
+    }
+    return len(kinds) == 1 and all(each.prepackable for each in layers)
 
 
 def describe(bits: int, group: int, in_features: int, int8_activations: bool, static: bool = False) -> str:

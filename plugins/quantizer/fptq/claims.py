@@ -21,7 +21,7 @@ STATIC = {**FPTQ, "static_up_to": EVERYTHING, "dynamic_from": EVERYTHING}
 DYNAMIC = {**FPTQ, "static_up_to": 0.0, "dynamic_from": 0.0}
 RANDOM = {**FPTQ, "calibration": "random-tokens"}
 FOUR = {
-    "bfloat16": None,
+    "float": None,
     "W4A8 per token everywhere": DYNAMIC,
     "W4A8 FPTQ": FPTQ,
     "W4A8 FPTQ without equalization": WITHOUT,

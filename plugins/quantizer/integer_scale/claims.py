@@ -93,7 +93,7 @@ def _arm(**options: Any) -> dict[str, Any]:
 
 def _layers(ctx: ClaimContext, checkpoint: str) -> Iterator[tuple[QuantizedLinear, torch.Tensor]]:
     """Yield the base's layers with the float weights that they were made of."""
-    model, _ = ctx.model(checkpoint, dtype="bfloat16")
+    model, _ = ctx.model(checkpoint, dtype="float32")
     weights = {name: module.weight for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     ctx.component(BASE["use"], scheme=BASE["scheme"], group_size=BASE["group_size"]).quantize(model, [])
     for path, layer in quantized(model).items():
@@ -107,7 +107,7 @@ def _error(weight_NK: torch.Tensor, layer: QuantizedLinear, scale_NG: torch.Tens
 
 def _reached(ctx: ClaimContext, checkpoint: str) -> int:
     """Return the largest magnitude of a layer's integer sums on two held-out sequences."""
-    model, tokenizer = ctx.model(checkpoint, dtype="bfloat16")
+    model, tokenizer = ctx.model(checkpoint, dtype="float32")
     ctx.component("quantizer.integer-scale", base=BASE).quantize(model, [])
     largest = [0]
 

@@ -30,12 +30,13 @@ class SixteenfoldLinear(QuantizedLinear):
     """A per-channel W4A8 layer whose integer sums are 16 times the true ones, bit-identical after the division.
 
     The sums stay in int32 for up to 131,071 in features. With integer scales the sums would be 16 times nearer to the
-    end of int32, so after `amplify` the layer unpacks like any other.
+    end of int32, so after `amplify` the layer unpacks like any other. On a CPU `forward` prepacks it like any other.
     """
 
-    def _in_integers(self, x_MK: Tensor) -> Tensor:
+    def from_stored(self, x_MK: Tensor) -> Tensor:
+        """Return the output (M, N) in float32, of the nibbles as they are stored."""
         if self.amplifier is not None:
-            return super()._in_integers(x_MK)
+            return super().from_stored(x_MK)
         q_MK, input_scale = self.quantize_input(x_MK)
         even_NP, odd_NP = widened(self.qweight)
         sums_MN = int8_matmul(q_MK[:, 0::2], even_NP) + int8_matmul(q_MK[:, 1::2], odd_NP)

@@ -14,6 +14,7 @@ from stackloom.core.errors import ConfigError, FitError
 from stackloom.core.planning import plan
 from stackloom.core.shapes import ModelShape
 from stackloom.core.stack import StackSpec
+from stackloom.kernels.w4a8_gemm import integer_product
 from stackloom.plugins.quantizer import integer_matmul
 from stackloom.plugins.quantizer.grid import (
     SMALLEST_SCALE,
@@ -23,7 +24,7 @@ from stackloom.plugins.quantizer.grid import (
     quantize_tokens,
     snr_db,
 )
-from stackloom.plugins.quantizer.integer_matmul import int8_matmul, integer_path
+from stackloom.plugins.quantizer.integer_matmul import int8_matmul
 from stackloom.plugins.quantizer.quantized_linear import QuantizedLinear
 from stackloom.plugins.quantizer.rtn.config import RTNConfig
 from stackloom.plugins.quantizer.selection import legal_groups
@@ -144,15 +145,13 @@ def test_signal_to_noise_of_an_exact_copy_is_capped():
 # --- products ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["integer", "float64"])
 @given(rows=st.integers(0, 40), outs=st.integers(0, 40), columns=st.integers(0, 70), seed=st.integers(0, 99))
 @settings(max_examples=60)
-def test_product_is_exact_on_every_path_and_shape(path, rows, outs, columns, seed):
+def test_product_is_exact_on_every_shape(rows, outs, columns, seed):
     x, w = int8(rows, columns, seed), int8(outs, columns, seed + 1)
-    expected = x.long() @ w.long().T
-    found = int8_matmul(x, w) if path == "integer" else integer_matmul._float64(x, w)
+    found = int8_matmul(x, w)
     assert found.dtype == torch.int32
-    assert torch.equal(found.long(), expected)
+    assert torch.equal(found.long(), x.long() @ w.long().T)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 8])
@@ -163,21 +162,27 @@ def test_product_is_exact_for_every_small_shape(columns):
             assert torch.equal(int8_matmul(x, w).long(), x.long() @ w.long().T), (rows, outs)
 
 
-@pytest.mark.parametrize("columns", [1536, 8192, integer_matmul.LONGEST_SUM])
+@pytest.mark.parametrize("columns", [1024, 1025, 8192, integer_matmul.LONGEST_SUM])
 def test_product_is_exact_at_the_ends_of_the_range(columns):
     x, w = torch.full((18, columns), -128, dtype=torch.int8), torch.full((3, columns), -128, dtype=torch.int8)
     w[1] = 127
-    for found in (int8_matmul(x, w), integer_matmul._float64(x, w)):
-        assert torch.equal(found.long(), x.long() @ w.long().T)
-
-
-def test_path_without_an_exact_integer_product_takes_float64(monkeypatch):
-    """The probe refuses a product that saturates at 16 bits, as vpmaddubsw does."""
-    x, w = int8(20, 64, 0), int8(20, 64, 1)
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.long() @ b.long()).clamp(-32768, 32767).int())
-    monkeypatch.setattr(integer_matmul, "_PROBED", {})
-    assert not integer_path("cpu")
     assert torch.equal(int8_matmul(x, w).long(), x.long() @ w.long().T)
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_product_is_exact_with_int8_instructions_and_without(monkeypatch, vnni):
+    x, w = int8(20, 1500, 0), int8(600, 1500, 1)
+    monkeypatch.setattr(integer_product, "has_int8_instructions", lambda: vnni)
+    assert torch.equal(integer_product.integer_product(x, w).long(), x.long() @ w.long().T)
+
+
+def test_integer_instructions_that_saturate_are_not_used(monkeypatch):
+    """The probe refuses a product that saturates at 16 bits, as vpmaddubsw does."""
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.long() @ b.long()).clamp(-32768, 32767).int())
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    integer_product._is_exact.cache_clear()
+    assert not integer_product.has_int8_instructions()
+    integer_product._is_exact.cache_clear()
 
 
 def test_operands_that_do_not_go_together_are_refused():
@@ -213,7 +218,8 @@ def test_integer_layer_is_the_int64_reference_scaled(bits, group, tokens, dtype)
         expected += dots * made.scale[:, place].double() * token_scale.double()
         size += (dots * made.scale[:, place].double() * token_scale.double()).abs()
     with torch.no_grad():
-        found = made(x).double()
+        found = made.from_stored(x).to(dtype).double()
+        assert relative_error(made(x), found) < 1e-6 + (dtype != torch.float32) * torch.finfo(dtype).eps
     roundings = 48 // group + 4
     bound = roundings * EPS * (size + expected.abs()) + torch.finfo(dtype).eps / 2 * expected.abs() * (1 + EPS)
     assert ((found - expected).abs() <= bound).all()
