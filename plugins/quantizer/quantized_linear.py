@@ -17,6 +17,7 @@ from stackloom.core.errors import FitError
 from stackloom.kernels.int4_pack import pack_int4, unpack_int4
 from stackloom.plugins.quantizer.grid import dequantize_groups, quantize_tensor, quantize_tokens
 from stackloom.plugins.quantizer.integer_matmul import int8_matmul
+from stackloom.plugins.quantizer.kernel_linear import KernelLinear, suits
 from stackloom.plugins.quantizer.prepacked import LONGEST_PACKED, PrepackedLinear, available, in_integers
 
 
@@ -26,8 +27,9 @@ class QuantizedLinear(nn.Module):
     With float activations the weight is dequantized to the input's dtype for the product. With int8 activations each
     token is quantized as it comes (`quantize_tokens`), the products are summed in integers, per group of the weight,
     and the sums are scaled in float32 (on a CPU, groups too small for that: in float32 all the way); this path has no
-    gradient. After `amplify` the scales are integers too. On a CPU the first call lays the weight out for its int8
-    instructions, which takes another byte per weight; a compiled graph takes the weight as it is stored.
+    gradient. After `amplify` the scales are integers too. The first call lays the weight out for a CPU's int8
+    instructions, which takes another byte per weight, or on a GPU for the kernels of `kernels.w4a8_gemm`, which takes
+    half a byte; a compiled graph takes the weight as it is stored.
 
     Args:
         in_features, out_features: K and N.
@@ -73,8 +75,10 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("amplifier", None)
         self.register_buffer("input_scale", torch.zeros(1, device=device) if static else None)
         self._one_grid = False  # of `input_scale`, which a compiled graph must not look into
-        self._prepacked: PrepackedLinear | None = None  # made by a call on a CPU that finds other tensors than the last
-        self._prepacked_of: tuple[tuple[int, int], ...] = ()
+        self._layout: PrepackedLinear | KernelLinear | None = (
+            None  # made by a call that finds other tensors than the last
+        )
+        self._layout_of: tuple[tuple[int, int], ...] = ()
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
 
     @classmethod
@@ -156,28 +160,33 @@ class QuantizedLinear(nn.Module):
             )
         with torch.no_grad():
             x_MK = x.reshape(-1, self.in_features)
-            if not torch.compiler.is_compiling() and self.prepackable:
-                output_MN = self._prepack()(x_MK).to(x.dtype)
+            if not torch.compiler.is_compiling() and (self.prepackable or self._suits_kernels):
+                output_MN = self._laid_out()(x_MK).to(x.dtype)
             elif x.device.type == "cpu" and not in_integers(self.out_features, self.group, self.in_features):
                 output_MN = self._in_floats(x_MK).to(x.dtype)  # as prepacked
             else:
                 output_MN = self.from_stored(x_MK).to(x.dtype)
         return output_MN.reshape(*x.shape[:-1], self.out_features)
 
-    def _prepack(self) -> PrepackedLinear:
-        tensors = (self.qweight, self.scale, self.amplifier, self.input_grid, self.bias)
-        now = tuple(
-            (each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors if each is not None
-        )
-        if self._prepacked is None or now != self._prepacked_of:
-            self._prepacked, self._prepacked_of = prepack([self]), now
-        return self._prepacked
+    def _laid_out(self) -> PrepackedLinear | KernelLinear:
+        """Return the layer in the layout of its device, made anew after any change of its tensors."""
+        tensors = [
+            each for each in (self.qweight, self.scale, self.amplifier, self.input_grid, self.bias) if each is not None
+        ]
+        now = tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors)
+        if self._layout is None or now != self._layout_of:
+            self._layout, self._layout_of = prepack([self]), now
+        return self._layout
 
     @property
     def prepackable(self) -> bool:
         """Whether the weight can be laid out for int8 instructions where it lies."""
         fits = self.int8_activations and self.in_features <= LONGEST_PACKED
         return fits and self.qweight.device.type == "cpu" and available()
+
+    @property
+    def _suits_kernels(self) -> bool:
+        return self.int8_activations and self.qweight.is_cuda and suits(self.bits, self.group, self.in_features)
 
     @property
     def input_grid(self) -> Tensor | None:
@@ -231,27 +240,28 @@ class QuantizedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy lays its weights out itself."""
-        return self.__dict__ | {"_prepacked": None}
+        return self.__dict__ | {"_layout": None}
 
 
-def prepack(layers: Sequence[QuantizedLinear]) -> PrepackedLinear:
+def prepack(layers: Sequence[QuantizedLinear]) -> PrepackedLinear | KernelLinear:
     """Lay out layers of one input side by side, as one layer whose rows are those of all.
 
     Args:
-        layers: prepackable, and equal in what `alike` compares.
+        layers: prepackable on a CPU, or int4 on a GPU; equal in what `alike` compares.
     """
     first = layers[0]
     with torch.no_grad():
-        bias_N = torch.cat(
-            [torch.zeros(each.out_features) if each.bias is None else each.bias.float() for each in layers]
-        )
-        return PrepackedLinear(
+        amplifiers = [each.amplifier for each in layers if each.amplifier is not None]
+        biases = [
+            torch.zeros(each.out_features, device=each.scale.device) if each.bias is None else each.bias.float()
+            for each in layers
+        ]
+        kind = KernelLinear if first.qweight.is_cuda else PrepackedLinear
+        return kind(
             torch.cat([each.integers() for each in layers]),
             torch.cat([each.scale for each in layers]),
-            None
-            if first.amplifier is None
-            else torch.cat([each.amplifier for each in layers if each.amplifier is not None]),
-            bias_N if any(each.bias is not None for each in layers) else None,
+            torch.cat(amplifiers) if amplifiers else None,
+            torch.cat(biases) if any(each.bias is not None for each in layers) else None,
             None if first.input_grid is None else first.input_grid.clone(),
         )
 
