@@ -43,7 +43,7 @@ def stack(name: str, tokens: int) -> sl.Stack:
             ),
         ],
         device="auto",
-        dtype="float32",  # of what is not quantized; a CPU without bf16 instructions takes ten times as long over it
+        dtype="auto",
     )
 
 
@@ -76,12 +76,12 @@ def draw(rows: dict[str, dict], target: Path) -> None:
 def main(tokens: str = "4096", *names: str) -> None:
     """Print one row per quantizer and write the plot."""
     rows = {}
-    print(f"{'':14} {'perplexity':>10} {'KL':>8} {'nats above float':>24} {'bytes (of fp32)':>15}")
+    print(f"{'':14} {'perplexity':>10} {'KL':>8} {'nats above float':>24} {'bytes':>6}")
     for name in names or QUANTIZERS:
         rows[name] = row = measure(name, int(tokens))
         low, high = row["loss"]["interval"]
         loss = f"{row['loss']['value']:.4f} [{low:.4f}, {high:.4f}]"
-        print(f"{name:14} {row['perplexity']:10.2f} {row['kl']:8.4f} {loss:>24} {row['bytes']:15.0%}", flush=True)
+        print(f"{name:14} {row['perplexity']:10.2f} {row['kl']:8.4f} {loss:>24} {row['bytes']:6.0%}", flush=True)
     draw(rows, Path("quantize_smollm2.svg"))
 
 
