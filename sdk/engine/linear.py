@@ -100,13 +100,14 @@ class Dequantized:
     """
 
     def __init__(self, layers: Sequence[QuantizedLinear]) -> None:
-        self._layers, self._call = layers, None
+        self._layers = layers
+        self._call: Projection | None = None
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         """Return (N, O)."""
         if self._call is None:
             weight_OI = torch.cat([layer.dequantized(x_NI.dtype) for layer in self._layers])
-            self._call: Projection | None = _float(weight_OI, _biases(self._layers))
+            self._call = _float(weight_OI, _biases(self._layers))
         return self._call(x_NI)
 
 
