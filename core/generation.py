@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from stackloom.core.chat import Message
+from stackloom.core.chat import Message, Tool
 from stackloom.core.errors import ConfigError
 
 
@@ -74,6 +74,36 @@ class Generator(Protocol):
         Raises:
             ContextFull: the prompt leaves no room in the context.
             ConfigError: an empty prompt, or sampling options out of range.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """What a model behind a chat endpoint said.
+
+    Attributes:
+        message: with its tool calls.
+        tokens: how many were generated.
+        finish: "stop", or "length" for a message that was cut.
+        errors: one sentence per malformed call, fit to be shown to the model.
+    """
+
+    message: Message
+    tokens: int
+    finish: Literal["stop", "length"] = "stop"
+    errors: tuple[str, ...] = ()
+
+
+class ChatModel(Protocol):
+    """A model that takes messages and tools, as OpenAI-compatible servers do."""
+
+    async def chat(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, key: str) -> ChatReply:
+        """Return the next message of a conversation.
+
+        Raises:
+            ContextFull: the conversation leaves no room in the context.
+            ConfigError: what the server refuses otherwise.
         """
         ...
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from stackloom.core.chat import Message, Parsed, ToolCall, find_format, parse_tool_calls
 from stackloom.core.errors import ConfigError, FitError
-from stackloom.core.generation import ChatTokenizer, Completion, ContextFull, Generator, Request, Sampling
+from stackloom.core.generation import ChatModel, ChatTokenizer, ContextFull, Generator, Request, Sampling
 from stackloom.core.slots.environment import Episode, Reward, Task, ToolError
 from stackloom.core.slots.reasoner import Attempt
+from stackloom.environments.users import User
 
 Finish: TypeAlias = Literal["answered", "turns", "tokens", "context", "failed"]
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on tool calls.
+
+    Attributes:
+        calls: most calls of one message; the agent reads that the others were not run.
+        seconds: most that one call may take; None runs it where it is. A call that takes longer masks the attempt.
+    """
+
+    calls: int = 16
+    seconds: float | None = None
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -24,8 +42,9 @@ class Transcript:
 
     Attributes:
         task: what was attempted.
-        messages: what the agent and its tools said, after the task's own messages.
-        token_ids: the whole conversation, each token as the model read or wrote it; never rendered again.
+        messages: what the agent, its tools and the user said, after the task's own messages.
+        token_ids: the whole conversation, each token as the model read or wrote it, never rendered again; empty
+            behind a chat endpoint.
         loss_mask: per token, whether the model generated it; same length as token_ids.
         logprobs: natural log-probability of each generated token, in order.
         finish: "answered" for a message without tool calls, "turns" when its last permitted message still called tools,
@@ -66,9 +85,13 @@ async def play(
     tokens: int | None = None,
     tool_format: str = "hermes",
     key: str,
+    user: User | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Transcript:
-    """Let a model attempt a task.
+    """Let a model attempt a task, token in and token out.
 
+    Each prompt is the tokens that were read and written so far, and the newly rendered rest; nothing is tokenized
+    twice.
     Text of a ToolError and of a malformed call goes back to the agent as a tool's answer. Several calls of one message
     run in order. A message that was cut ends the attempt and its calls do not run.
 
@@ -82,6 +105,9 @@ async def play(
         tokens: most generated tokens of the attempt; None sets no bound.
         tool_format: how the model writes tool calls (see core.chat).
         key: names the attempt for its random draws; message i draws with "<key>/<i>".
+        user: answers messages without calls; the default is the episode's own `user`, if it has one. Without a user
+            such a message is the answer.
+        limits: of tool calls.
 
     Raises:
         ConfigError: turns or tokens below 1, an unknown tool format, or what the generator refuses but a full context.
@@ -92,34 +118,69 @@ async def play(
         >>> transcript.attempt(episode).reward
         Reward(value=1.0, valid=True, reason='')
     """
+    find_format(tool_format)
+    voice = _TokenVoice(task, generator, tokenizer, tool_format)
+    return await _attempt(task, episode, voice, sampling, turns, tokens, key, user, limits)
+
+
+async def play_chat(
+    task: Task,
+    episode: Episode,
+    model: ChatModel,
+    *,
+    sampling: Sampling,
+    turns: int,
+    tokens: int | None = None,
+    key: str,
+    user: User | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Transcript:
+    """Let a model behind a chat endpoint attempt a task; see `play`.
+
+    The server renders and parses, so the transcript holds messages and no tokens: it can be judged, not trained on.
+    """
+    return await _attempt(task, episode, _ChatVoice(task, model), sampling, turns, tokens, key, user, limits)
+
+
+async def _attempt(
+    task: Task,
+    episode: Episode,
+    voice: _Voice,
+    sampling: Sampling,
+    turns: int,
+    tokens: int | None,
+    key: str,
+    user: User | None,
+    limits: Limits,
+) -> Transcript:
     if turns < 1 or (tokens is not None and tokens < 1):
         raise ConfigError(f"turns and tokens are at least 1, got {turns} and {tokens}", where="agent_loop.play")
-    find_format(tool_format)
-    log = _Log(task, tokenizer)
+    user = user or getattr(episode, "user", None)
+    said: list[Message] = []
     for turn in range(turns):
-        room = sampling.max_tokens if tokens is None else min(sampling.max_tokens, tokens - log.generated)
+        room = sampling.max_tokens if tokens is None else min(sampling.max_tokens, tokens - voice.generated)
         if room < 1:
-            return log.close("tokens")
-        request = Request(tuple(log.ids), replace(sampling, max_tokens=room), f"{key}/{turn}")
+            return voice.close(said, "tokens")
         try:
-            completion = await generator.generate(request)
+            parsed, cut = await voice.say(replace(sampling, max_tokens=room), f"{key}/{turn}")
         except ContextFull:
-            return log.close("context")
-        log.write(completion)
-        if completion.finish == "length":
-            log.messages.append(Message("assistant", completion.text))
-            return log.close("tokens" if len(completion.token_ids) >= room else "context")
-        parsed = parse_tool_calls(completion.text, format=tool_format) if task.tools else None
-        if parsed is None or not (parsed.calls or parsed.errors):
-            log.messages.append(Message("assistant", completion.text.strip()))
-            return log.close("answered")
-        results, failure = _run_calls(episode, parsed)
-        log.messages += [Message("assistant", parsed.text, parsed.calls), *results]
-        if failure:
-            return log.close("failed", failure)
+            return voice.close(said, "context")
+        said.append(Message("assistant", parsed.text, () if cut else parsed.calls))
+        if cut:
+            return voice.close(said, cut)
+        if parsed.calls or parsed.errors:
+            heard, failure = await _run_calls(episode, parsed, limits)
+            if failure:
+                return voice.close([*said, *heard], "failed", failure)
+        else:
+            reply = await user.reply(tuple(said)) if user else None
+            if reply is None:
+                return voice.close(said, "answered")
+            heard = [Message("user", reply)]
+        said += heard
         if turn < turns - 1:
-            log.read(results)
-    return log.close("turns")
+            voice.hear(heard)
+    return voice.close(said, "turns")
 
 
 def judge(episode: Episode, messages: Sequence[Message]) -> tuple[Reward, str | None]:
@@ -153,45 +214,86 @@ def _answer_of(episode: Episode, call: ToolCall) -> str:
         return f"Error: {refused}"
 
 
-def _run_calls(episode: Episode, parsed: Parsed) -> tuple[list[Message], str]:
+async def _run_calls(episode: Episode, parsed: Parsed, limits: Limits) -> tuple[list[Message], str]:
     """Run a message's calls in order; return their answers, and what broke the environment, if anything did."""
     results: list[Message] = []
-    for call in parsed.calls:
-        content, failure = _guarded(f"tool {call.name!r}", partial(_answer_of, episode, call))
-        if not failure and not isinstance(content, str):
-            failure = f"tool {call.name!r} returned {type(content).__name__}, not text"
-        if failure or content is None:
-            return results, failure
+    for place, call in enumerate(parsed.calls):
+        if place >= limits.calls:
+            content: str | None = f"Error: a message makes at most {limits.calls} calls; this one was not run"
+        else:
+            content, failure = await _run_call(episode, call, limits.seconds)
+            if not failure and not isinstance(content, str):
+                failure = f"tool {call.name!r} returned {type(content).__name__}, not text"
+            if failure or content is None:
+                return results, failure
         results.append(Message("tool", content, tool_call_id=call.id, name=call.name))
-    return results + [Message("tool", f"Error: {error}") for error in parsed.errors], ""
+    return results + [Message("tool", f"Error: {error}") for error in parsed.errors[: limits.calls]], ""
 
 
-class _Log:
-    """The tokens and messages of an attempt while it runs."""
+async def _run_call(episode: Episode, call: ToolCall, seconds: float | None) -> tuple[str | None, str]:
+    what, act = f"tool {call.name!r}", partial(_answer_of, episode, call)
+    if seconds is None:
+        return _guarded(what, act)
+    try:
+        # A call that hangs keeps its thread; its attempt is over and is masked.
+        return await asyncio.wait_for(asyncio.to_thread(_guarded, what, act), seconds)
+    except TimeoutError:
+        return None, f"{what} took longer than {seconds:g} s"
 
-    def __init__(self, task: Task, tokenizer: ChatTokenizer) -> None:
-        self._task, self._tokenizer = task, tokenizer
-        self.messages: list[Message] = []
-        self.ids = tokenizer.render(task.messages, reply=True)
-        self._opening = tuple(self.ids)
-        self._mask = [False] * len(self.ids)
+
+class _Voice(Protocol):
+    """How a model says its messages and hears what follows."""
+
+    generated: int
+
+    async def say(self, sampling: Sampling, key: str) -> tuple[Parsed, Finish | None]:
+        """Return the next message, and how it was cut if it was."""
+        ...
+
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Take in what followed the model's message."""
+        ...
+
+    def close(self, said: Sequence[Message], finish: Finish, failure: str = "") -> Transcript:
+        """Return the finished transcript."""
+        ...
+
+
+class _TokenVoice:
+    """A model that reads and writes tokens, each of which is kept."""
+
+    def __init__(self, task: Task, generator: Generator, tokenizer: ChatTokenizer, tool_format: str) -> None:
+        self._task, self._generator, self._tokenizer, self._format = task, generator, tokenizer, tool_format
+        self._ids = tokenizer.render(task.messages, reply=True)
+        self._opening = tuple(self._ids)
+        self._mask = [False] * len(self._ids)
         self.generated = self._last = 0
-        self.logprobs: list[float] = []
+        self._logprobs: list[float] = []
 
-    def write(self, completion: Completion) -> None:
-        """Add what the model generated."""
-        self.ids += completion.token_ids
+    async def say(self, sampling: Sampling, key: str) -> tuple[Parsed, Finish | None]:
+        """Generate a message."""
+        completion = await self._generator.generate(Request(tuple(self._ids), sampling, key))
+        self._ids += completion.token_ids
         self._mask += [True] * len(completion.token_ids)
-        self.logprobs += completion.logprobs
+        self._logprobs += completion.logprobs
         self._last = len(completion.token_ids)
         self.generated += self._last
+        if completion.finish == "length":
+            cut: Finish = "tokens" if self._last >= sampling.max_tokens else "context"
+            return Parsed(completion.text, (), ()), cut
+        if not self._task.tools:
+            return Parsed(completion.text.strip(), (), ()), None
+        parsed = parse_tool_calls(completion.text, format=self._format)
+        if parsed.calls or parsed.errors:
+            return parsed, None
+        return Parsed(completion.text.strip(), (), ()), None
 
-    def read(self, results: Sequence[Message]) -> None:
-        """Add what lies between the model's message and its next one: its end, the tools' answers, the next opening.
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Add what lies between the model's message and its next one: its end, what followed, the next opening.
 
         It is rendered behind an empty message, so that what the model wrote is not tokenized again.
         """
-        whole = self._tokenizer.render([*self._task.messages, Message("assistant"), *results], reply=True)
+        whole = self._tokenizer.render([*self._task.messages, Message("assistant"), *messages], reply=True)
         if tuple(whole[: len(self._opening)]) != self._opening:
             raise FitError(
                 "the chat template changes what the model has already read once tools answer, so the tokens of an "
@@ -201,20 +303,45 @@ class _Log:
             )
         between = whole[len(self._opening) :]
         for length in range(min(self._last, len(between)), 0, -1):
-            if self.ids[-length:] == between[:length]:  # the model wrote the end of its message itself
+            if self._ids[-length:] == between[:length]:  # the model wrote the end of its message itself
                 between = between[length:]
                 break
-        self.ids += between
+        self._ids += between
         self._mask += [False] * len(between)
 
-    def close(self, finish: Finish, failure: str = "") -> Transcript:
+    def close(self, said: Sequence[Message], finish: Finish, failure: str = "") -> Transcript:
         """Return the finished transcript."""
         return Transcript(
             task=self._task,
-            messages=tuple(self.messages),
-            token_ids=tuple(self.ids),
+            messages=tuple(said),
+            token_ids=tuple(self._ids),
             loss_mask=tuple(self._mask),
-            logprobs=tuple(self.logprobs),
+            logprobs=tuple(self._logprobs),
             finish=finish,
             failure=failure,
         )
+
+
+class _ChatVoice:
+    """A model behind a chat endpoint."""
+
+    def __init__(self, task: Task, model: ChatModel) -> None:
+        self._task, self._model = task, model
+        self._messages = list(task.messages)
+        self.generated = 0
+
+    async def say(self, sampling: Sampling, key: str) -> tuple[Parsed, Finish | None]:
+        """Ask for a message."""
+        reply = await self._model.chat(self._messages, self._task.tools, sampling, key)
+        self.generated += reply.tokens
+        self._messages.append(reply.message)
+        cut: Finish | None = "tokens" if reply.finish == "length" else None
+        return Parsed(reply.message.content.strip(), reply.message.tool_calls, reply.errors), cut
+
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Append to the conversation."""
+        self._messages += messages
+
+    def close(self, said: Sequence[Message], finish: Finish, failure: str = "") -> Transcript:
+        """Return the finished transcript."""
+        return Transcript(self._task, tuple(said), (), (), (), finish, failure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 from stackloom.core.slots.data import Tokenizer
@@ -15,7 +15,12 @@ class MaskingError(Exception):
 
 
 def mask_assistant(
-    messages: Sequence[Record], tools: Sequence[Record] | None, tokenizer: Tokenizer, *, start: int = 0
+    messages: Sequence[Record],
+    tools: Sequence[Record] | None,
+    tokenizer: Tokenizer,
+    *,
+    start: int = 0,
+    skip: Set[int] = frozenset(),
 ) -> tuple[list[int], list[bool]]:
     """Return token ids, and per token whether an assistant message holds it.
 
@@ -30,6 +35,7 @@ def mask_assistant(
         tools: handed to the template.
         tokenizer: of the model that is trained.
         start: assistant messages before this place are context, not trained.
+        skip: places of further assistant messages that are context.
 
     Raises:
         MaskingError: the template refuses the messages, rewrites earlier ones, or yields what no tokenizer can encode.
@@ -42,7 +48,7 @@ def mask_assistant(
     tokens = render_ids(tokenizer, messages, tools)
     mask = [False] * len(tokens)
     for place, message in enumerate(messages):
-        if place < start or message["role"] != "assistant":
+        if place < start or place in skip or message["role"] != "assistant":
             continue
         before = render_ids(tokenizer, messages[:place], tools, add_generation_prompt=True)
         through = render_ids(tokenizer, messages[: place + 1], tools)

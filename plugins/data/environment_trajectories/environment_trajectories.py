@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stackloom.core.chat import Message, render_call, render_result
@@ -13,10 +14,13 @@ from stackloom.plugins.data.chat_masking import MaskingError, mask_assistant, re
 from stackloom.plugins.data.environment_trajectories.config import EnvironmentTrajectoriesConfig
 
 WHERE = "data.environment-trajectories"
+ERROR = "Error:"  # how the agent loop begins what a refused call answers
 
 
 class EnvironmentTrajectories:
     """One example per task: its messages and a correct attempt, with the loss on the assistant's own tokens.
+
+    A message whose call was refused ("Error: ...") stays in the context and out of the loss.
 
     One task of each kind is rendered when the object is made, so that a template that cannot show tool results is
     found before the first step. Examples are rendered on access.
@@ -73,7 +77,9 @@ class EnvironmentTrajectories:
         messages = [*task.messages, *self._environment.demonstration(task)]
         plain = [self._plain(message) for message in messages]
         try:
-            tokens, mask = mask_assistant(plain, None, self._tokenizer, start=len(task.messages))
+            tokens, mask = mask_assistant(
+                plain, None, self._tokenizer, start=len(task.messages), skip=_failed(messages)
+            )
         except MaskingError as problem:
             raise FitError(
                 f"task {task.id}: {problem}", where=WHERE, fix="use a model whose template appends messages"
@@ -87,6 +93,17 @@ class EnvironmentTrajectories:
             return {"role": self._tool_role, "content": content}
         calls = [render_call(call, format=self.config.tool_format) for call in message.tool_calls]
         return {"role": message.role, "content": "\n".join([*([message.content] if message.content else []), *calls])}
+
+
+def _failed(messages: Sequence[Message]) -> frozenset[int]:
+    """Return the places of messages whose calls were refused: they are shown with what came of them, never imitated."""
+    found, calling = set(), -1
+    for place, message in enumerate(messages):
+        if message.role == "assistant":
+            calling = place
+        elif message.role == "tool" and message.content.startswith(ERROR):
+            found.add(calling)
+    return frozenset(found)
 
 
 def _tool_role(tokenizer: Tokenizer) -> str:

@@ -273,7 +273,7 @@ class EnvironmentContract(PluginContract):
 
 
 def replay(episode: Any, messages: Sequence[Message]) -> None:
-    """Run an attempt's tool calls; each must answer what the attempt says it answered.
+    """Run an attempt's tool calls; each must answer what the attempt says it answered, refusals too.
 
     Raises:
         AssertionError: an answer differs.
@@ -282,7 +282,10 @@ def replay(episode: Any, messages: Sequence[Message]) -> None:
     for message in messages:
         for call in message.tool_calls:
             said = next(answers, None)
-            answer = episode.call(call)
+            try:
+                answer = episode.call(call)
+            except ToolError as refused:  # as the agent loop tells it
+                answer = f"Error: {refused}"
             assert said is None or answer == said.content, (call, answer, said)
 
 

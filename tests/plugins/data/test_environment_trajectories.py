@@ -16,6 +16,7 @@ from stackloom.plugins.environment.arithmetic.config import ArithmeticConfig
 from stackloom.plugins.environment.reasoning_gym.config import ReasoningGymConfig
 from stackloom.testing import ByteChat, DataContract, ScriptedGenerator, record, tiny_tokenizer
 from stackloom.testing.contracts.environment import written
+from stackloom.testing.lookup import make_config
 
 END = "<|im_end|>"
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 0, "b": 1}}\n</tool_call>'
@@ -161,3 +162,18 @@ def test_plan_resolves_the_environment_of_a_stack():
     assert errors == []
     assert nested.config == owner.config.environment == ArithmeticConfig(seed=4)
     assert len(owner.config.build(tiny_tokenizer())) == 2
+
+
+def test_refused_calls_are_shown_and_not_trained():
+    worlds = make_config(record("environment.domain-graph"), {"tools": 4, "low": 2, "high": 3, "recovery": 1.0})
+    tokenizer = tiny_tokenizer()
+    data = EnvironmentTrajectoriesConfig(environment=worlds, count=6).build(tokenizer)
+    for index in range(len(data)):
+        tokens, mask = data[index]
+        shown = tokenizer.decode(tokens)
+        trained = tokenizer.decode([token for token, kept in zip(tokens, mask, strict=True) if kept])
+        assert shown.count("Error: ") == 1
+        assert "Error: " not in trained
+        assert '"value"' in shown  # the call that fails misnames an argument
+        assert '"value"' not in trained
+        assert trained.count("<tool_call>\n") == shown.count("<tool_call>\n") - 1

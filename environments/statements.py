@@ -1,0 +1,116 @@
+"""What a final answer must state, and whether it does: outside questions and denials, and nothing else of that kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from stackloom.environments.domain import Domain
+from stackloom.environments.values import Kind, Value, mentioned, plain
+
+Required: TypeAlias = Sequence[tuple["Statement", Value]]
+_NEGATION = re.compile(r"\b(?:not|never|cannot|no longer|without|unlike)\b|n't\b|n’t\b", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_CLAUSE = re.compile(r"[,;:]\s|\bbut\b|\band\b|[–—]", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What the final answer must state: a value and what it is called. A task has one of each kind at most.
+
+    Attributes:
+        kind, value: as a world stores it.
+        fact: its type.
+        noun: "the total of my order from 4 May".
+        made: whether it is the id of a row that the attempt makes, which may differ from the golden chain's.
+    """
+
+    kind: Kind
+    value: Value
+    fact: str
+    noun: str
+    made: bool = False
+
+
+def choices_of(domain: Domain, statement: Statement) -> tuple[str, ...]:
+    """Return every value that the column of an asked choice may have."""
+    entity, _, column = statement.fact.partition(".")
+    return domain.blueprint.by_name[entity].by_name[column].choices
+
+
+def holds(text: str, words: str) -> bool:
+    """Whether a text holds these words as whole words; case, dashes and underscores do not count."""
+    return bool(re.search(rf"(?<!\w){re.escape(plain(words))}(?!\w)", plain(text)))
+
+
+def unstated(domain: Domain, required: Required, text: str, said: str) -> str:
+    """Return which value a final message fails to state, or spoils with another one of its kind; "" if none.
+
+    Args:
+        required: statements, with the value of each in this attempt.
+        text: the final message.
+        said: everything that the user said; values in it may be repeated.
+    """
+    claims = " \n".join(_claims(text))
+    stated, everything, user = mentioned(claims), mentioned(text), mentioned(said)
+    for statement, value in required:
+        if not _states(statement, value, stated, claims):
+            return f"the answer does not state {statement.noun}"
+    for statement, value in required:
+        if statement.kind == "choice":
+            rest = re.sub(rf"(?<!\w){re.escape(plain(str(value)))}(?!\w)", " ", plain(text))
+            spoilt = any(holds(rest, word) and not holds(said, word) for word in choices_of(domain, statement))
+        else:
+            spoilt = bool(_others(statement, value, everything) - _allowed(statement, required, user))
+        if spoilt:
+            return f"the answer states another value besides {statement.noun}"
+    return ""
+
+
+def _claims(text: str) -> Iterator[str]:
+    """Yield what a text asserts: its sentences without questions and without clauses that deny."""
+    for sentence in _SENTENCE.split(text):
+        if sentence.rstrip().endswith("?"):
+            continue
+        if _NEGATION.search(sentence):
+            yield from (clause for clause in _CLAUSE.split(sentence) if not _NEGATION.search(clause))
+        else:
+            yield sentence
+
+
+def _states(statement: Statement, value: Value, stated: Mapping[str, Sequence[Value]], claims: str) -> bool:
+    match statement.kind:
+        case "money":
+            return value in stated["money"] or any(100 * int(number) == value for number in stated["number"])
+        case "integer":
+            none = value == 0 and bool(re.search(r"\b(?:no|none)\b", claims, re.IGNORECASE))
+            return value in stated["number"] or none
+        case "date" | "clock":
+            return value in stated[statement.kind]
+        case "id":
+            return str(value).upper() in stated["id"]
+    return holds(claims, str(value))
+
+
+def _others(statement: Statement, value: Value, everything: Mapping[str, Sequence[Value]]) -> set[Value]:
+    """Return the values of a statement's kind that a text holds."""
+    if statement.kind == "id":
+        return {found for found in everything["id"] if _style(found) == _style(value)}
+    return set(everything["number" if statement.kind == "integer" else statement.kind])
+
+
+def _allowed(statement: Statement, required: Required, user: Mapping[str, Sequence[Value]]) -> set[Value]:
+    """Return the values of a statement's kind that a text may hold."""
+    mine = {
+        str(value).upper() if item.kind == "id" else value for item, value in required if item.kind == statement.kind
+    }
+    if statement.kind == "integer":
+        amounts = {int(value) // 100 for item, value in required if item.kind == "money"}
+        return mine | set(user["number"]) | amounts
+    return mine | set(user[statement.kind])
+
+
+def _style(value: Value) -> str:
+    return str(value).partition("-")[0] if "-" in str(value) else "letters"
