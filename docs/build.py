@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer.main import get_command
@@ -155,10 +156,8 @@ def _deeper(markdown: str) -> str:
 
 def command_line() -> str:
     """Every verb with its options."""
-    group = get_command(make_app())
     text = ["# Command line\n", "One verb, one job. `stackloom --debug VERB` shows the traceback of an error.\n"]
-    for name in sorted(group.commands):
-        command = group.commands[name]
+    for name, command in verbs(get_command(make_app())):
         rows = [
             [
                 f"`{parameter.name.upper()}`"
@@ -169,12 +168,18 @@ def command_line() -> str:
             for parameter in command.params
             if parameter.name != "help"
         ]
-        text += [
-            f"## stackloom {name}\n",
-            " ".join((command.help or "").split()) + "\n",
-            table(["argument or option", "meaning"], rows),
-        ]
+        text += [f"## stackloom {name}\n", " ".join((command.help or "").split()) + "\n"]
+        if rows:
+            text.append(table(["argument or option", "meaning"], rows))
     return "\n".join(text)
+
+
+def verbs(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command with its name, the parts of a verb after the verb."""
+    for name, command in sorted(group.commands.items()):
+        yield f"{prefix}{name}", command
+        if hasattr(command, "commands"):
+            yield from verbs(command, f"{prefix}{name} ")
 
 
 def manifest() -> str:

@@ -451,6 +451,7 @@ class _Build:
         frontier = list(self.tools)
         skipped = set(self.banned)
         known = set(closure(self.tools.values(), self.graph.told_by_person))
+        filled = {table for table, rows in self.rows.tables.items() if rows}
         while frontier and len(self.tools) < self.recipe.tools and len(self.tools) - len(before) < room:
             near = sorted({other for name in frontier for other in self.graph.below[name] | self.graph.above[name]})
             near = [name for name in near if name not in self.tools and name not in skipped]
@@ -460,7 +461,6 @@ class _Build:
                 if len(self.tools) >= self.recipe.tools or len(self.tools) - len(before) >= room:
                     break
                 inner, tool = self.rows.mark(), self.graph.tools[name]
-                filled = {table for table, rows in self.rows.tables.items() if rows}
                 if self.graph.deps_ok(tool, known, filled) and self._instantiate(tool, "make"):
                     self.tools[name] = tool
                     known |= tool.provides
@@ -506,10 +506,17 @@ class _Build:
             self.tools[name] = self.graph.tools[name]
 
     def _conservative(self) -> bool:
-        """Whether every golden chain still gives the same bytes and changes the same rows in the same way."""
+        """Whether every golden chain still gives the same bytes and changes the same rows in the same way.
+
+        Chains are replayed if they look at anything that is new: a call depends on the rows that it reads and on the
+        tables that it searches or adds to, and on nothing else.
+        """
         if not self._unambiguous():
             return False
+        fresh = [(table, row["id"]) for table, row in self.rows.since(self.loaded)]
         for chain, made in zip(self.chains, self.replays, strict=True):
+            if not any(outcome.view.sees(table, row_id) for outcome in made.outcomes for table, row_id in fresh):
+                continue
             again = self._replay(chain)
             if again is None or (again.texts, again.delta) != (made.texts, made.delta):
                 return False

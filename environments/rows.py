@@ -9,7 +9,7 @@ from typing import Any
 
 from stackloom.core.errors import PluginError
 from stackloom.environments.entities import Blueprint, Column, Entity, Row
-from stackloom.environments.world import make_id
+from stackloom.environments.world import write_id
 
 MAX_DRAWS = 60
 
@@ -161,15 +161,14 @@ class Rows:
         where: Callable[[Row], bool] | None = None,
     ) -> list[Row]:
         """Return the rows of an entity that belong to `owner` (if anybody owns them) and meet the conditions."""
-        entity, needs = self.blueprint.by_name[name], needs or {}
-        owned = owner is not None and (entity.owner is not None or entity.name == self.blueprint.person)
-        return [
-            row
-            for row in self.tables[entity.plural].values()
-            if not (owned and self._owners[entity.plural, row["id"]] != owner)
-            and all(row[column] in allowed for column, allowed in needs.items())
-            and (where is None or where(row))
-        ]
+        entity = self.blueprint.by_name[name]
+        found = list(self.tables[entity.plural].values())
+        if owner is not None and (entity.owner is not None or name == self.blueprint.person):
+            owners, plural = self._owners, entity.plural
+            found = [row for row in found if owners[plural, row["id"]] == owner]
+        for column, allowed in (needs or {}).items():
+            found = [row for row in found if row[column] in allowed]
+        return [row for row in found if where(row)] if where else found
 
     def _parent(self, column: Column, owner: str | None) -> str:
         parent = self.blueprint.by_name[column.parent]
@@ -190,6 +189,6 @@ class Rows:
         raise PluginError(f"{entity.name}.{column.name}: no unique value in {MAX_DRAWS} draws", where="draw")
 
     def _new_id(self, entity: Entity) -> str:
-        while (found := make_id(entity.prefix, f"{self.rng.getrandbits(60)}")) in self.tables[entity.plural]:
+        while (found := write_id(entity.prefix, self.rng.getrandbits(60))) in self.tables[entity.plural]:
             pass
         return found

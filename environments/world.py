@@ -293,7 +293,11 @@ def make_id(prefix: str, source: str) -> str:
         >>> make_id("RO", "seed/3"), make_id("", "seed/3")
         ('RO-17480', 'ZYDDBZ')
     """
-    number = int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big")
+    return write_id(prefix, int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big"))
+
+
+def write_id(prefix: str, number: int) -> str:
+    """Return a large random number as an id: five digits behind the prefix, or six letters without one."""
     if prefix:
         return f"{prefix}-{10_000 + number % 90_000}"
     letters = [LETTERS[number // len(LETTERS) ** place % 24] for place in range(6)]
@@ -359,6 +363,15 @@ class View:
     def written(self) -> Set[tuple[str, str]]:
         """Rows that were added, changed or removed, as (table, id)."""
         return self.before.keys()
+
+    def sees(self, table: str, row_id: str) -> bool:
+        """Whether the call would notice that this row is new or has changed."""
+        return (
+            table in self.scanned
+            or table in self.resized
+            or (table, row_id) in self.read_rows
+            or (table, row_id) in self.before
+        )
 
     def _note(self, table: str, row_id: str) -> None:
         if (table, row_id) not in self.before:
