@@ -16,7 +16,7 @@ from stackloom.environments.factory import BuiltTask, run_step
 from stackloom.environments.rows import Rows
 from stackloom.environments.solver import solve
 from stackloom.environments.statements import Statement
-from stackloom.environments.tools import Parameter, WorldTool, call
+from stackloom.environments.tools import Arguments, Parameter, WorldTool, call
 from stackloom.environments.values import Value, argument, say
 from stackloom.environments.verifier import Verdict, matches, verify
 from stackloom.environments.wording import report
@@ -204,7 +204,7 @@ def _mutations(built: BuiltTask, rng: Random, golden: tuple[Call, ...], final: s
                 yield Attempt("mutated", f"call {place}: {item.name} {value!r} -> {other!r}", False, calls, final)
 
 
-def _others(built: BuiltTask, rng: Random, item: Parameter, value: Value) -> list[Value]:
+def _others(built: BuiltTask, rng: Random, item: Parameter, value: Value) -> Sequence[Value]:
     """Return values near to one: other rows, the next day, a cent more, another choice."""
     if item.table:
         entity = built.domain.blueprint.by_table[item.table]
@@ -234,18 +234,18 @@ def _extras(built: BuiltTask, rng: Random, golden: tuple[Call, ...], final: str)
     for name in names:
         if found == EXTRAS:
             break
-        step = possible(built, built.domain.tools[name], done, rng)
-        if step is None:
+        extra = possible(built, built.domain.tools[name], done, rng)
+        if extra is None:
             continue
         try:
-            run_step(built.domain, world, step)
+            run_step(built.domain, world, extra)
         except ToolError:
             continue
         changed = world.contents()
         world.restore(snapshot)
         if next(matches(built.domain.blueprint, initial, done, changed), None) is None:
             found += 1
-            yield Attempt("extra", f"also {name}", False, (*golden, as_call(built, step)), final)
+            yield Attempt("extra", f"also {name}", False, (*golden, as_call(built, extra)), final)
     world.close()
 
 
@@ -263,15 +263,16 @@ def possible(built: BuiltTask, tool: WorldTool, contents: Contents, rng: Random)
         if given is not None:
             given[tool.column] = given["value"]
     else:
-        found = [
+        found: list[dict[str, Any]] = [
             {item.key: {"id": rng.choice(sorted(rows.tables[item.table]))} for item in tool.parameters if item.table}
         ]
         given = found[0] if len(found[0]) == len(tool.parameters) else None
     if given is None or rows.mark() != mark:
         return None
-    return Step(
-        tool.name, {item.name: given[item.key]["id"] if item.table else given[item.key] for item in tool.parameters}
-    )
+    arguments: Arguments = {}
+    for item in tool.parameters:
+        arguments[item.name] = given[item.key]["id"] if item.table else given[item.key]
+    return Step(tool.name, arguments)
 
 
 def _unstated(built: BuiltTask, golden: tuple[Call, ...], final: str) -> Iterator[Attempt]:
@@ -299,7 +300,7 @@ def _near(built: BuiltTask, statement: Statement) -> list[Value]:
     item = Parameter("", statement.kind, statement.fact, "", choices=column.choices if column else (), low=-(10**9))
     if statement.kind == "id":
         return [re.sub(r".$", "7" if str(statement.value)[-1] != "7" else "8", str(statement.value))]
-    near = _others(built, Random(0), item, statement.value)
+    near = list(_others(built, Random(0), item, statement.value))
     if column:
         table = built.domain.blueprint.by_name[entity].plural
         near += [row[name] for row in built.rows[table] if row[name] != statement.value][:2]

@@ -219,13 +219,14 @@ async def _run_calls(episode: Episode, parsed: Parsed, limits: Limits) -> tuple[
     results: list[Message] = []
     for place, call in enumerate(parsed.calls):
         if place >= limits.calls:
-            content: str | None = f"Error: a message makes at most {limits.calls} calls; this one was not run"
+            content = f"Error: a message makes at most {limits.calls} calls; this one was not run"
         else:
-            content, failure = await _run_call(episode, call, limits.seconds)
-            if not failure and not isinstance(content, str):
-                failure = f"tool {call.name!r} returned {type(content).__name__}, not text"
-            if failure or content is None:
+            answer, failure = await _run_call(episode, call, limits.seconds)
+            if not failure and not isinstance(answer, str):
+                failure = f"tool {call.name!r} returned {type(answer).__name__}, not text"
+            if failure or answer is None:
                 return results, failure
+            content = answer
         results.append(Message("tool", content, tool_call_id=call.id, name=call.name))
     return results + [Message("tool", f"Error: {error}") for error in parsed.errors[: limits.calls]], ""
 

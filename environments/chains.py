@@ -255,9 +255,9 @@ class Chains:
                 ways += [(self.weights[tool.name], tool, handle) for handle in self._handles(entity, tool, row)]
         ordered = sorted(((self.rng.random() / (weight or 1e-9), place) for place, (weight, *_) in enumerate(ways)))
         for _, place in ordered:
-            _, tool, handle = ways[place]
+            _, way, handle = ways[place]
             trial = found.copy()
-            phrase = self._walk(allowed, entity, row, tool, handle, trial)
+            phrase = self._walk(allowed, entity, row, way, handle, trial)
             if phrase is not None:
                 found.__dict__.update(trial.__dict__)
                 found.phrases[key] = phrase

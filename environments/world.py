@@ -50,7 +50,7 @@ class Schema:
         self.metadata = MetaData()
         self._tables = {entity.plural: _table(self.metadata, blueprint, entity) for entity in blueprint.entities}
         self._texts: dict[tuple[str, ...], str] = {}
-        self._dialect = sqlite.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]
+        self._dialect = sqlite.dialect(paramstyle="qmark")
 
     @cached_property
     def engine(self) -> Engine:
@@ -80,7 +80,7 @@ class Schema:
             case "insert":
                 statement = table.insert()
             case "update":
-                values = {name: bindparam(name) for name in columns}
+                values: dict[str, Any] = {name: bindparam(name) for name in columns}
                 statement = table.update().values(values).where(table.c.id == bindparam("id_"))
             case _:
                 statement = table.delete().where(*conditions)

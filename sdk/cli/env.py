@@ -35,7 +35,7 @@ def list_domains(as_json: bool = JSON) -> None:
     """List the domains with what they hold."""
     from stackloom.environments.domains import domain_names, find_domain
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in domain_names():
         domain = find_domain(name)
         rows.append(
@@ -67,7 +67,7 @@ def build(
     from stackloom.environments.wording import report
 
     built = _built(domain, seed, tools, withheld)
-    row = {
+    row: dict[str, Any] = {
         "domain": domain,
         "seed": seed,
         "digest": built.digest,
@@ -87,14 +87,14 @@ def build(
     out = console()
     out.print(f"{domain} {seed}", style="bold")
     out.print(f"user: {row['request']}")
-    for noun, text in row["withheld"].items():  # type: ignore[attr-defined]
+    for noun, text in row["withheld"].items():
         out.print(f"  when asked: the {noun} is {text}")
     for number, step in enumerate(built.golden, 1):
         words = ", ".join(f"{key}={value}" for key, value in step.arguments.items())
         out.print(f"  {number}. {step.tool}({words})", soft_wrap=True)
     out.print(f"agent: {row['report']}")
     out.print(
-        f"{len(built.tools)} tools, {len(built.chains)} golden chains, {sum(row['rows'].values())} rows; "  # type: ignore[attr-defined]
+        f"{len(built.tools)} tools, {len(built.chains)} golden chains, {sum(row['rows'].values())} rows; "
         f"the solver tries {row['calls_tried_by_solver']:.1f} calls"
     )
     out.print(f"digest {built.digest[:16]}", style="dim")
