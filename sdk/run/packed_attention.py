@@ -26,14 +26,16 @@ NAME = "stackloom-packed"
 def packed_attention(model: PreTrainedModel) -> Iterator[bool]:
     """Have a model attend sequence by sequence inside; its inputs are one row. Yields whether it does.
 
-    Models with sliding windows or without transformers' attention interface keep what they have, and so does a GPU,
-    where the starts of the sequences would have to be read back in every layer.
+    Models with sliding windows, with attention plugins (a state cannot go on from another sequence's beginning) or
+    without transformers' attention interface keep what they have, and so does a GPU, where the starts of the sequences
+    would have to be read back in every layer.
     """
     config: Any = model.config
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     before = config._attn_implementation
-    if before != "sdpa" or kinds or windowed or config.sub_configs or model.device.type != "cpu":
+    hosted = any(hasattr(module, "cache_spec") for module in model.modules())
+    if before != "sdpa" or hosted or kinds or windowed or config.sub_configs or model.device.type != "cpu":
         yield False
         return
     model.set_attn_implementation(NAME)

@@ -1,64 +1,21 @@
-"""Puts an attention plugin into the layers of a loaded Llama-style model.
-
-Shape legend: B sequences, T tokens, D model width.
-"""
+"""Puts an attention plugin into the layers of a loaded Llama-style model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from stackloom.core.config import ComponentConfig
-from stackloom.core.errors import ConfigError, EngineError, FitError
+from stackloom.core.errors import FitError
 from stackloom.core.shapes import ModelShape
 from stackloom.core.slots.attention import LayerShape
-from stackloom.plugins.model.layer_cache import layer_cache
+from stackloom.plugins.model.hosted_attention import HostedAttention, guard
 
 # What a LayerShape can say about an attention layer; anything else would be lost without a word.
 DESCRIBED = {f"{name}_proj.weight" for name in "qkvo"} | {f"{name}_proj.bias" for name in "qkv"}
-
-
-class HostedAttention(nn.Module):
-    """An attention plugin with the calling convention of transformers' decoder layers.
-
-    Args:
-        mixer: the plugin's component.
-        index: number of the layer.
-
-    Attributes:
-        copied: names of the mixer's parameters that took the checkpoint's weights.
-    """
-
-    def __init__(self, mixer: nn.Module, index: int) -> None:
-        super().__init__()
-        self.mixer, self.layer_idx = mixer, index
-        self.copied: tuple[str, ...] = ()
-
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **ignored: Any) -> tuple[Tensor, None]:
-        """Mix (B, T, D) on top of the cache, if there is one. The model's mask and rotations are not used: see `guard`.
-
-        Raises:
-            EngineError: a cached forward pass that needs gradients on top of earlier tokens.
-            ConfigError: the cache was filled by another model.
-        """
-        if past_key_values is None:
-            return self.mixer(hidden_states), None
-        view = layer_cache(past_key_values, self.layer_idx, self.mixer.cache_spec, hidden_states)
-        if not torch.is_grad_enabled():
-            return self.mixer.prefill(hidden_states, view), None
-        if view.get_seq_length():
-            raise EngineError(
-                "gradients do not flow through cached tokens",
-                where=f"model.layers.{self.layer_idx}.self_attn",
-                fix="pass use_cache=False to train, or generate under torch.no_grad()",
-            )
-        with torch.no_grad():  # transformers makes a cache in training as well; a later call may continue on it
-            self.mixer.prefill(hidden_states, view)
-        return self.mixer(hidden_states), None
 
 
 def retrofit(
@@ -107,31 +64,6 @@ def retrofit(
         hosted.to(device=known["q_proj.weight"].device, dtype=known["q_proj.weight"].dtype).train(old.training)
         decoder.layers[index].self_attn = hosted
     decoder.register_forward_pre_hook(guard, with_kwargs=True)
-
-
-def guard(decoder: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-    """Refuse inputs that an attention plugin does not see: padding, and positions that do not simply count on.
-
-    Raises:
-        ConfigError: a mask with zeros, a mask that is not (B, tokens), or positions other than 0, 1, 2, ...
-    """
-    mask, positions, past = named.get("attention_mask"), named.get("position_ids"), named.get("past_key_values")
-    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2 and bool(mask.all())):
-        raise ConfigError(
-            "a model with an attention plugin takes no padding and no mask of your own",
-            where="attention_mask",
-            fix="pack the sequences, or group them by length; an all-ones mask is fine",
-        )
-    if positions is not None:
-        start = past.get_seq_length() if past is not None else 0
-        if not torch.equal(
-            positions, (torch.arange(positions.shape[-1], device=positions.device) + start).expand_as(positions)
-        ):
-            raise ConfigError(
-                "a model with an attention plugin counts positions itself, from 0",
-                where="position_ids",
-                fix="leave position_ids out; sequences packed into one row are not kept apart",
-            )
 
 
 def _copy(known: dict[str, nn.Parameter], mixer: nn.Module) -> tuple[str, ...]:
