@@ -53,5 +53,5 @@ if __name__ == "__main__":
     plan = gated_delta_lm(*map(int, sys.argv[1:])).plan()
     print(plan)
     run = plan.run()
-    print(run.metrics(1))
+    print(f"held-out perplexity per byte: {run.metrics(1)['perplexity']['value']:.1f}")
     print(sample(str(run.stages[2].folder)))

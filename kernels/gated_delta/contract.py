@@ -334,8 +334,8 @@ def _benchmarks() -> tuple[Benchmark, ...]:
     from . import reference
 
     on_cpu = [
-        _benchmark(T, train=train, device="cpu", baseline=reference.recurrent, name="the recurrence", quick=T == 128)
-        for T in (128, 512, 2048)
+        _benchmark(T, train=train, device="cpu", baseline=reference.recurrent, name="the recurrence", quick=T == 64)
+        for T in (64, 256, 1024)
         for train in (False, True)
     ]
     shapes = ((16, 2048, 16), (4, 8192, 16), (1, 32768, 16))
