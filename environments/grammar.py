@@ -44,6 +44,11 @@ def generated(blueprint: Blueprint) -> Iterator[WorldTool]:
                 yield _edit(entity, column)
 
 
+def a(entity: Entity) -> str:
+    """Return what an entity is called, with its article: "an order"."""
+    return f"{'an' if entity.spoken[0] in 'aeio' else 'a'} {entity.spoken}"
+
+
 def id_parameter(entity: Entity) -> Parameter:
     """Return the parameter that names a row of an entity."""
     return Parameter(entity.id_name, "id", entity.id_fact, f"id of the {entity.spoken}", entity.name, entity.plural)
@@ -73,7 +78,7 @@ def _details(entity: Entity, blueprint: Blueprint) -> WorldTool:
 def _field(entity: Entity, column: Column) -> WorldTool:
     return WorldTool(
         name=f"get_{entity.name}_{column.name}",
-        description=f"Show the {column.spoken} of a {entity.spoken}",
+        description=f"Show the {column.spoken} of {a(entity)}",
         form="field",
         parameters=(id_parameter(entity),),
         outputs=(Output(column.name, column.kind, entity.fact(column.name), column.spoken),),
@@ -124,11 +129,11 @@ def _lookup(entity: Entity, by: tuple[Column, ...], blueprint: Blueprint) -> Wor
     outputs = _outputs(entity, blueprint, all_columns=False)
     suffix = f"_by_{'_and_'.join(column.name for column in plain)}" if plain else ""
     if parents:
-        whose = " and ".join(f"a {parent.spoken}" for parent in parents)
+        whose = " and ".join(a(parent) for parent in parents)
         name = f"list_{'_'.join(parent.name for parent in parents)}_{entity.plural}{suffix}"
         description = f"List the {entity.spoken_plural} of {whose}{f' with a certain {words}' if plain else ''}"
     elif single:
-        name, description = f"find_{entity.name}{suffix}", f"Find a {entity.spoken} by {words}"
+        name, description = f"find_{entity.name}{suffix}", f"Find {a(entity)} by {words}"
     else:
         name, description = f"search_{entity.plural}{suffix}", f"Search {entity.spoken_plural} by {words}"
     return WorldTool(
@@ -154,7 +159,7 @@ def _count(entity: Entity, by: Column, blueprint: Blueprint) -> WorldTool:
     parent = blueprint.by_name[by.parent]
     return WorldTool(
         name=f"count_{parent.name}_{entity.plural}",
-        description=f"Count the {entity.spoken_plural} of a {parent.spoken}",
+        description=f"Count the {entity.spoken_plural} of {a(parent)}",
         form="count",
         parameters=(id_parameter(parent),),
         outputs=(
@@ -171,7 +176,7 @@ def _tally(entity: Entity, by: Column, choice: Column, blueprint: Blueprint) -> 
     parent = blueprint.by_name[by.parent]
     return WorldTool(
         name=f"count_{parent.name}_{entity.plural}_by_{choice.name}",
-        description=f"Count the {entity.spoken_plural} of a {parent.spoken} with a certain {choice.spoken}",
+        description=f"Count the {entity.spoken_plural} of {a(parent)} with a certain {choice.spoken}",
         form="tally",
         parameters=(id_parameter(parent), _by(entity, choice, blueprint)),
         outputs=(Output("count", "integer", f"{parent.name}.{entity.name}_{choice.name}_count"),),
@@ -217,7 +222,7 @@ def _edit(entity: Entity, column: Column) -> WorldTool:
     )
     return WorldTool(
         name=f"change_{entity.name}_{key}",
-        description=f"Change the {column.spoken} of a {entity.spoken}",
+        description=f"Change the {column.spoken} of {a(entity)}",
         form="edit",
         parameters=(id_parameter(entity), value),
         outputs=(
