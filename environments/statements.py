@@ -13,6 +13,7 @@ from stackloom.environments.values import Kind, Value, mentioned, plain
 Required: TypeAlias = Sequence[tuple["Statement", Value]]
 _NEGATION = re.compile(r"\b(?:not|never|cannot|no longer|without|unlike)\b|n't\b|n’t\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_QUOTED = re.compile(r'"[^"]*"|\u201c[^\u201d]*\u201d')
 _CLAUSE = re.compile(r"[,;:]\s|\bbut\b|\band\b|[–—]", re.IGNORECASE)
 
 
@@ -74,7 +75,7 @@ def _claims(text: str) -> Iterator[str]:
     for sentence in _SENTENCE.split(text):
         if sentence.rstrip().endswith("?"):
             continue
-        if _NEGATION.search(sentence):
+        if _NEGATION.search(_QUOTED.sub("", sentence)):  # a title may deny what it likes
             yield from (clause for clause in _CLAUSE.split(sentence) if not _NEGATION.search(clause))
         else:
             yield sentence
@@ -85,13 +86,19 @@ def _states(statement: Statement, value: Value, stated: Mapping[str, Sequence[Va
         case "money":
             return value in stated["money"] or any(100 * int(number) == value for number in stated["number"])
         case "integer":
-            none = value == 0 and bool(re.search(r"\b(?:no|none)\b", claims, re.IGNORECASE))
-            return value in stated["number"] or none
+            return value in stated["number"] or value in stated["one"] or (value == 0 and _says_none(statement, claims))
         case "date" | "clock":
             return value in stated[statement.kind]
         case "id":
             return str(value).upper() in stated["id"]
     return holds(claims, str(value))
+
+
+def _says_none(statement: Statement, claims: str) -> bool:
+    """Whether a text says "no orders" or "none" of what the statement counts."""
+    nouns = [word for word in re.findall(r"[a-z]+", statement.noun.lower()) if len(word) > 3 and word != "number"]
+    counted = "|".join(nouns) or "none"
+    return bool(re.search(rf"\bnone\b|\bno (?:\w+ )?(?:{counted})\b", claims, re.IGNORECASE))
 
 
 def _others(statement: Statement, value: Value, everything: Mapping[str, Sequence[Value]]) -> set[Value]:

@@ -192,20 +192,26 @@ _MONEY = re.compile(
     r"(?P<word> ?(?:dollars?|euros?|pounds?|USD|EUR|GBP)\b)?(?![\w])",
     re.IGNORECASE,
 )
-_WORD = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
+_WORD = re.compile(rf"\b(?:{'|'.join(word for word in WORDS if word != 'one')})\b", re.IGNORECASE)
+# "You have one order" counts; "the new one" does not.
+_ONE = re.compile(
+    r"(?<!\w)(?<!new )(?<!the )(?<!that )(?<!this )(?<!other )(?<!old )(?<!last )(?<!next )one\b", re.IGNORECASE
+)
 
 
 def mentioned(text: str) -> dict[str, list[Value]]:
     """Return what a text states, by kind, in stored form.
 
     Keys: "email", "clock", "date", "id", "money" (a sign, a currency or decimals say so), "number" (bare whole numbers
-    and small number words). Each piece of text counts once: a date is not three numbers.
+    and small number words), "one" (the word, where it counts). Each piece of text counts once: a date is not three
+    numbers.
 
     Example:
-        >>> mentioned("Order RO-48213 of $1,250.50 arrives on 4 June, in two parcels.")
-        {'email': [], 'clock': [], 'date': ['2026-06-04'], 'id': ['RO-48213'], 'money': [125050], 'number': [2]}
+        >>> found = mentioned("Order RO-48213 of $1,250.50 arrives on 4 June, in two parcels.")
+        >>> [found[kind] for kind in ("date", "id", "money", "number")]
+        [['2026-06-04'], ['RO-48213'], [125050], [2]]
     """
-    found: dict[str, list[Value]] = {"email": [], "clock": [], "date": [], "id": [], "money": [], "number": []}
+    found: dict[str, list[Value]] = {kind: [] for kind in ("email", "clock", "date", "id", "money", "number", "one")}
 
     def take(pattern: re.Pattern[str], kind: str, read: Any) -> None:
         nonlocal text
@@ -228,6 +234,7 @@ def mentioned(text: str) -> dict[str, list[Value]]:
     take(_MONEY, "money", lambda match: _cents(match) if _is_money(match) else None)
     take(_MONEY, "number", lambda match: _cents(match) // 100)
     take(_WORD, "number", lambda match: WORDS.index(match[0].lower()))
+    take(_ONE, "one", lambda match: 1)
     return found
 
 
