@@ -94,11 +94,16 @@ class ComponentConfig(BaseModel):
         return Ref(use=self.plugin_id, **options)
 
     def nested(self) -> Iterator[tuple[str, str, Ref | ComponentConfig]]:
-        """Yield (field, slot, component) for each option that holds another component."""
-        for name, field in type(self).model_fields.items():
-            for mark in field.metadata:
-                if isinstance(mark, RefTo) and (value := getattr(self, name)) is not None:
-                    yield name, mark.slot, value
+        """Yield (place, slot, component) for each component that an option holds; see `RefTo.each` for places."""
+        for name, mark in self.slotted().items():
+            for place, value in mark.each(name, getattr(self, name)):
+                yield place, mark.slot, value
+
+    @classmethod
+    def slotted(cls) -> dict[str, RefTo]:
+        """The fields that hold components, with their marks."""
+        marks = ((name, mark) for name, field in cls.model_fields.items() for mark in field.metadata)
+        return {name: mark for name, mark in marks if isinstance(mark, RefTo)}
 
     def build(self, *dependencies: Any, **named: Any) -> Any:
         """Import the component that the manifest names and construct it as `Component(config, *dependencies)`.

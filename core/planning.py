@@ -174,12 +174,10 @@ def _resolve_stage(
     index: int, kind: str, options: dict[str, Any], catalogue: Catalogue, errors: list[StackloomError]
 ) -> tuple[StageConfig, list[_Resolved]]:
     where, stage = f"stages[{index}].{kind}", STAGES[kind]
-    slotted = {
-        field for field, info in stage.model_fields.items() if any(hasattr(mark, "slot") for mark in info.metadata)
-    }
+    slotted = stage.slotted()
     try:
         refs = {
-            field: as_ref(value, f"{where}.{field}")
+            field: slotted[field].read(value, f"{where}.{field}")
             for field, value in options.items()
             if field in slotted and value is not None
         }
@@ -262,7 +260,8 @@ def _planned(part: _Resolved, context: FitContext, cost: Cost, unmet: Unmet) -> 
 
 
 def _own_options(config: StageConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={field for field, _, _ in config.nested()})
+    held = {field for field in config.slotted() if getattr(config, field)}
+    return config.model_dump(mode="json", exclude=held)
 
 
 def _stage_fits(config: StageConfig, context: FitContext) -> list[Fit]:
@@ -289,7 +288,8 @@ def _planned_stage(
     work = seen = config.work(base)
     costs = []
     for part in parts:
-        costs.append(_cost(part, seen))
+        place = part.path.removeprefix(f"stages[{index}].{config.kind}.")
+        costs.append(_cost(part, config.share(place, seen)))
         if costs[-1].trainable is not None:
             work = work.model_copy(update={"trainable": costs[-1].trainable})
             seen = work.model_copy(update={"dtype": _own_dtype(costs[-1], work.dtype)})

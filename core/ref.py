@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -39,14 +39,45 @@ class Ref(BaseModel):
 class RefTo:
     """Marks a config field that holds a component of another slot, for the planner to resolve.
 
+    A stage's field may hold several: a "list" (`- {use: ...}`; one alone will do), or one for each of some "patterns"
+    (`{"*_proj.weight": {use: ...}, "*": {use: ...}}`; one alone takes everything).
+
     Example: `base: Annotated[Ref | ComponentConfig, RefTo("quantizer")]`; `| None` goes inside the brackets.
     """
 
     slot: str
+    many: Literal["", "list", "patterns"] = ""
+
+    def read(self, value: object, where: str) -> Any:
+        """Read what a stack spells: a `Ref`, a tuple of them, or a dict from pattern to `Ref`.
+
+        Raises:
+            ConfigError: a value names no plugin.
+        """
+        if self.many == "list":
+            items = value if isinstance(value, list | tuple) else [value]
+            return tuple(as_ref(item, f"{where}[{index}]") for index, item in enumerate(items))
+        if self.many == "patterns" and isinstance(value, Mapping) and "use" not in value:
+            return {str(pattern): as_ref(item, f"{where}[{pattern}]") for pattern, item in value.items()}
+        return as_ref(value, where)
+
+    @staticmethod
+    def each(field: str, value: Any) -> Iterator[tuple[str, Any]]:
+        """Yield (place, component) for what `read` returned; places are "data", "transform[0]", "optimizer[*bias]"."""
+        if isinstance(value, tuple | list):
+            yield from ((f"{field}[{index}]", item) for index, item in enumerate(value))
+        elif isinstance(value, dict):
+            yield from ((f"{field}[{pattern}]", item) for pattern, item in value.items())
+        elif value is not None:
+            yield field, value
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """Describe the field as a reference to a plugin of this slot."""
-        return {"type": "object", "slot": self.slot, "properties": {"use": {"type": "string"}}, "required": ["use"]}
+        one = {"type": "object", "slot": self.slot, "properties": {"use": {"type": "string"}}, "required": ["use"]}
+        if self.many == "list":
+            return {"type": "array", "slot": self.slot, "items": one}
+        patterns = {"type": "object", "additionalProperties": one}
+        return {"slot": self.slot, "anyOf": [one, patterns]} if self.many else one
 
 
 def use(plugin: str, /, **options: Any) -> Ref:

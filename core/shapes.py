@@ -56,6 +56,27 @@ class ModelShape(BaseModel):
         yield "mlp.up_proj", self.intermediate, self.hidden
         yield "mlp.down_proj", self.hidden, self.intermediate
 
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Yield (name, elements) of every parameter, as transformers names those of a Llama."""
+        yield "model.embed_tokens.weight", self.vocab * self.hidden
+        for layer in range(self.layers):
+            home = f"model.layers.{layer}"
+            for name, rows, columns in self.linears():
+                mlp = name.startswith("mlp.")
+                many = self.experts if mlp and self.experts else 1
+                path = f"{home}.mlp.experts.{name[4:]}" if many > 1 else f"{home}.{name}"
+                yield f"{path}.weight", rows * columns * many
+                if self.mlp_bias if mlp else self.attention_bias and not name.endswith("o_proj"):
+                    yield f"{path}.bias", rows * many
+            if self.experts:
+                yield f"{home}.mlp.gate.weight", self.experts * self.hidden
+            if self.qk_norm:
+                yield from ((f"{home}.self_attn.{which}_norm.weight", self.head_dim) for which in "qk")
+            yield from ((f"{home}.{which}_layernorm.weight", self.hidden) for which in ("input", "post_attention"))
+        yield "model.norm.weight", self.hidden
+        if not self.tied:
+            yield "lm_head.weight", self.vocab * self.hidden
+
     @property
     def parameters(self) -> int:
         """Number of parameters, embeddings and norms included."""

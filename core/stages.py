@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -41,6 +42,10 @@ class StageConfig(ComponentConfig):
         """Return what one step of this stage processes; `base` holds the model, device and resources."""
         return base
 
+    def share(self, place: str, work: Work) -> Work:
+        """Return the part of `work` that concerns the component at `place`, as `nested` names it."""
+        return work
+
 
 class Train(StageConfig):
     """Causal language-model training with a loss mask."""
@@ -51,7 +56,12 @@ class Train(StageConfig):
     adapter: Annotated[Ref | ComponentConfig | None, RefTo("adapter")] = option(
         None, "trains a few parameters beside frozen weights; null trains all"
     )
-    optimizer: Annotated[Ref | ComponentConfig, RefTo("optimizer")] = option(description="updates the parameters")
+    optimizer: Annotated[
+        Ref | ComponentConfig | dict[str, Ref | ComponentConfig], RefTo("optimizer", many="patterns")
+    ] = option(description="updates the parameters; several by patterns of parameter names, the first that fits counts")
+    transform: Annotated[tuple[Ref | ComponentConfig, ...], RefTo("transform", many="list")] = option(
+        (), "rewrite weights before the first step and as training goes on, each when its options say"
+    )
     steps: int = option(description="optimizer steps", unit="steps", gt=0, le=100_000_000)
     batch_size: int = option(8, "sequences per optimizer step, over all workers", unit="sequences", gt=0)
     micro_batch_size: int = option(1, "sequences of one forward pass on one worker", unit="sequences", gt=0)
@@ -74,20 +84,22 @@ class Train(StageConfig):
             )
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
+        if self.optimizer == {}:
+            raise ValueError("optimizer names no pattern: give one plugin, or patterns that end with '*'")
         return self
 
     def fit(self, ctx: FitContext) -> Fit:
-        """Sequences must not be longer than the model's positions, and every worker gets whole micro-batches."""
+        """Sequences must fit the model's positions, workers get whole micro-batches, one optimizer each parameter."""
+        if isinstance(self.optimizer, dict) and self.adapter is None:
+            names = [name for name, _ in ctx.model.sizes()]
+            if left := unassigned(names, self.optimizer):
+                return Fit.no(f"optimizer: {left}")
         if self.batch_size % (share := ctx.workers * self.micro_batch_size):
             return Fit.no(
                 f"batch_size {self.batch_size} is no multiple of {share}: "
                 f"{ctx.workers} workers with micro-batches of {self.micro_batch_size}"
             )
-        if self.sequence_length > ctx.model.max_positions:
-            return Fit.no(
-                f"sequence_length {self.sequence_length} exceeds the model's {ctx.model.max_positions} positions"
-            )
-        return Fit.yes()
+        return fits_positions(self.sequence_length, ctx)
 
     def work(self, base: Work) -> Work:
         """One micro-batch per forward pass; the batch is shared between workers."""
@@ -102,6 +114,17 @@ class Train(StageConfig):
             }
         )
 
+    def share(self, place: str, work: Work) -> Work:
+        """One optimizer of several updates what its pattern takes; of an adapter's parameters each counts all."""
+        if not isinstance(self.optimizer, dict) or self.adapter is not None or not place.startswith("optimizer["):
+            return work
+        taken = [
+            size
+            for name, size in work.model.sizes()
+            if place.startswith(f"optimizer[{first_match(name, self.optimizer)}]")
+        ]
+        return work.model_copy(update={"trainable": sum(taken)})
+
     def cost(self, work: Work) -> Cost:
         """Gradients in the compute dtype, saved activations, fp32 logits, and three forward passes' worth of FLOPs."""
         forward = work.model.forward_flops(work.tokens, work.sequence_length // 2)
@@ -113,6 +136,32 @@ class Train(StageConfig):
             flops=passes * forward * work.micro_batches,
             wire_bytes=2.0 * work.trainable * work.element_bytes * (work.workers - 1) / work.workers,
         )
+
+
+def fits_positions(length: int, ctx: FitContext) -> Fit:
+    """Say whether the model has as many positions as a sequence has tokens."""
+    if length > ctx.model.max_positions:
+        return Fit.no(f"sequence_length {length} exceeds the model's {ctx.model.max_positions} positions")
+    return Fit.yes()
+
+
+def first_match(name: str, patterns: Iterable[str]) -> str | None:
+    """Return the first shell pattern that names a parameter, or None.
+
+    Example:
+        >>> first_match("model.norm.weight", ["*_proj.weight", "*"])
+        '*'
+    """
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def unassigned(names: Iterable[str], patterns: Iterable[str]) -> str:
+    """Say which parameter no pattern takes, or which pattern takes none; "" where all is well."""
+    found = {name: first_match(name, patterns) for name in names}
+    if left := [name for name, pattern in found.items() if pattern is None]:
+        return f"no pattern takes {left[0]}; let the last one be '*'"
+    idle = [pattern for pattern in patterns if pattern not in found.values()]
+    return f"nothing is left for the pattern {idle[0]!r}" if idle else ""
 
 
 def activation_bytes(work: Work) -> float:
@@ -133,6 +182,38 @@ def activation_bytes(work: Work) -> float:
     return head + layer * model.layers
 
 
+class Transform(StageConfig):
+    """Weights rewritten once, each under an invariant that is checked on real tokens."""
+
+    kind = "transform"
+
+    transform: Annotated[tuple[Ref | ComponentConfig, ...], RefTo("transform", many="list")] = option(
+        description="what rewrites the weights, one after the other", min_length=1
+    )
+    data: Annotated[Ref | ComponentConfig, RefTo("data")] = option(
+        description="tokens that the invariant is checked on"
+    )
+    sequences: int = option(4, "sequences of the check", unit="sequences", gt=0)
+    sequence_length: int = option(256, "tokens of each", unit="tokens", gt=1)
+
+    def fit(self, ctx: FitContext) -> Fit:
+        """The check's sequences must not be longer than the model's positions."""
+        return fits_positions(self.sequence_length, ctx)
+
+    def work(self, base: Work) -> Work:
+        """Every sequence of the check alone."""
+        return base.model_copy(update={"sequences": 1, "sequence_length": self.sequence_length})
+
+    def cost(self, work: Work) -> Cost:
+        """The logits of all sequences before a transform and of one after it, and a forward pass for each."""
+        logits = work.tokens * work.model.vocab * DTYPE_BYTES["float32"]
+        passes = 2 * self.sequences * len(self.transform)
+        return Cost(
+            activation_bytes=(self.sequences + 2) * logits,
+            flops=passes * work.model.forward_flops(work.tokens, work.sequence_length // 2),
+        )
+
+
 class Quantize(StageConfig):
     """Post-training quantization."""
 
@@ -148,11 +229,7 @@ class Quantize(StageConfig):
 
     def fit(self, ctx: FitContext) -> Fit:
         """Calibration sequences must not be longer than the model's positions."""
-        if self.data is not None and self.sequence_length > ctx.model.max_positions:
-            return Fit.no(
-                f"sequence_length {self.sequence_length} exceeds the model's {ctx.model.max_positions} positions"
-            )
-        return Fit.yes()
+        return Fit.yes() if self.data is None else fits_positions(self.sequence_length, ctx)
 
     def work(self, base: Work) -> Work:
         """All calibration tokens in one step; none without data."""
@@ -244,4 +321,4 @@ class Export(StageConfig):
         return self
 
 
-STAGES: dict[str, type[StageConfig]] = {stage.kind: stage for stage in (Train, Quantize, Evaluate, Export)}
+STAGES: dict[str, type[StageConfig]] = {stage.kind: stage for stage in (Train, Transform, Quantize, Evaluate, Export)}

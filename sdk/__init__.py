@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stackloom.core.errors import ArtifactError, ConfigError, EngineError, FitError, PluginError, StackloomError
     from stackloom.core.ref import Ref, use
-    from stackloom.stack import Plan, Stack, evaluate, export, quantize, stage, train
+    from stackloom.stack import Plan, Stack, evaluate, export, quantize, stage, train, transform
 
 _HOMES = {
     "stackloom.core.errors": (
@@ -35,7 +35,7 @@ _HOMES = {
         "quantize",
     ),
     "stackloom.core.ref": ("Ref", "use"),
-    "stackloom.stack": ("Plan", "Stack", "evaluate", "export", "quantize", "stage", "train"),
+    "stackloom.stack": ("Plan", "Stack", "evaluate", "export", "quantize", "stage", "train", "transform"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -54,6 +54,7 @@ __all__ = [
     "quantize",
     "stage",
     "train",
+    "transform",
     "use",
 ]
 

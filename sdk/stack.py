@@ -73,7 +73,7 @@ class Stack:
     Args:
         name: of the stack and of its runs.
         model: reference to a model plugin, or its config object.
-        stages: in order; `train(...)`, `quantize(...)`, `evaluate(...)`, `export(...)`.
+        stages: in order; `train(...)`, `transform(...)`, `quantize(...)`, `evaluate(...)`, `export(...)`.
         trackers: plugins that listen to the run.
         seed: every random choice derives from it.
         resources: device, dtype, workers, shard, activation_checkpointing.
@@ -164,3 +164,8 @@ def export(**options: Any) -> StageSpec:
 def train(**options: Any) -> StageSpec:
     """Return a train stage; its options are listed by `stackloom show train`."""
     return stage("train", **options)
+
+
+def transform(**options: Any) -> StageSpec:
+    """Return a transform stage; its options are listed by `stackloom show transform --schema`."""
+    return stage("transform", **options)

@@ -159,6 +159,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
                     self.state[parameter][name] = value.detach().clone().to(self.state[parameter][name].device)
         self._share()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it takes a rule of this optimizer's, and one of AdamW's reaches the wrapped AdamW."""
+        super().add_param_group(param_group)
+        self._share()
+
     def _matrix_group(self) -> dict[str, Any]:
         """Keys of the matrices' parameter group that a step reads."""
         config = self.config

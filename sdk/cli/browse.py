@@ -100,10 +100,11 @@ def show(
                 "nothing to show", fix="name a plugin, a slot, a stage or a device; or --schema for plugin.toml"
             )
         print_json(Manifest.model_json_schema())
-    elif name in STAGES:
-        _show_schema(STAGES[name].model_json_schema(), as_json or schema)
-    elif name in slots():
-        _show_slot(name, as_json)
+    elif name in STAGES or name in slots():
+        if name in STAGES:
+            _show_schema(STAGES[name].model_json_schema(), as_json or schema)
+        if name in slots() and not (name in STAGES and (as_json or schema)):
+            _show_slot(name, as_json)
     elif name in device_table():
         _show_fields(device_table()[name].model_dump(mode="json"), as_json)
     else:

@@ -1,4 +1,4 @@
-"""What stages leave beside their artifact: `metrics.json`, `layers.json` and the run's `run.json`.
+"""What stages leave beside their artifact: `metrics.json`, `layers.json`, `rewrites.json` and the run's `run.json`.
 
 Unknown keys are for other readers and pass; a known key of another type means a damaged file.
 """
@@ -107,6 +107,36 @@ class Layer(_Measured):
     output_error: float | None = None
 
 
+class Invariant(_Measured):
+    """What a transform promised to keep."""
+
+    statement: str
+    bound: float
+
+
+class Rewrite(_Measured):
+    """One place of a transform; `skipped` says why nothing was done there."""
+
+    name: str
+    what: str = ""
+    before: float | None = None
+    after: float | None = None
+    skipped: str = ""
+
+
+class Applied(_Measured):
+    """One transform of a transform stage's `rewrites.json`.
+
+    Attributes:
+        change: of the logits on real tokens, as a share of the largest of them.
+    """
+
+    plugin: str
+    invariant: Invariant
+    change: float
+    rewrites: tuple[Rewrite, ...] = ()
+
+
 class Result(_Measured):
     """The content of `run.json`, where the run left one.
 
@@ -122,6 +152,7 @@ class Result(_Measured):
 
 
 EVALUATION, LAYERS, RESULT = TypeAdapter(Evaluation), TypeAdapter(tuple[Layer, ...]), TypeAdapter(Result)
+REWRITES = TypeAdapter(tuple[Applied, ...])
 
 
 def load(path: Path, shape: TypeAdapter[Any]) -> Any:

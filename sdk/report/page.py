@@ -21,7 +21,7 @@ from stackloom.core.plan import gib
 from stackloom.core.statistics import paired_difference
 from stackloom.plan_table import count, duration
 from stackloom.report import plots
-from stackloom.report.measured import Estimate, Evaluation, Transcript
+from stackloom.report.measured import Applied, Estimate, Evaluation, Transcript
 from stackloom.report.record import RunRecord, Series, Spent, StageRecord
 
 NOT_MEASURED = "not measured"
@@ -36,6 +36,8 @@ TITLES = {
     "grad_norm": ("Gradient norm", "before clipping"),
     "tokens_per_second": ("Throughput", "tokens per second"),
     "reward": ("Reward", "mean over the step's attempts"),
+    "output_change": ("Change of the logits by transforms", "share of the largest logit, at the steps that rewrite"),
+    "rewritten": ("Places rewritten by transforms", "at the steps that rewrite"),
 }
 SMOOTHED = {"loss", "grad_norm", "tokens_per_second", "reward"}
 FACTS = {"epoch"}  # metrics that are no curve
@@ -88,6 +90,7 @@ def render(run: RunRecord) -> str:
         "whole": whole,
         "span": lambda value: span(value) or NOT_MEASURED,
         "cut": cut,
+        "places": places,
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     compared = list(differences(run))
@@ -223,7 +226,14 @@ def headline(stage: StageRecord) -> str:
     if stage.layers:
         before, after = totals(stage)
         parts.append(f"{len(stage.layers)} layers, {gib(before)} to {gib(after)}")
+    for one in stage.rewrites:
+        parts.append(f"{one.plugin}: {places(one)} places, logits changed by {number(one.change, 2)}")
     return "; ".join(parts) or ("-" if stage.state == "finished" else NOT_MEASURED)
+
+
+def places(applied: Applied) -> int:
+    """Count what a transform rewrote."""
+    return sum(not rewrite.skipped for rewrite in applied.rewrites)
 
 
 def totals(stage: StageRecord) -> tuple[int, int]:
@@ -233,7 +243,7 @@ def totals(stage: StageRecord) -> tuple[int, int]:
 
 def curves(stage: StageRecord) -> Iterator[Plot]:
     """Draw a stage's metrics by step, the known ones first; a metric of a single step is no curve."""
-    if stage.planned.kind in ("evaluate", "quantize"):
+    if stage.planned.kind in ("evaluate", "quantize", "transform"):
         return
     order = [*(name for name in TITLES if name in stage.series), *sorted(stage.series.keys() - TITLES.keys() - FACTS)]
     for place, name in enumerate(order):

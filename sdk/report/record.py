@@ -12,14 +12,30 @@ from stackloom import artifacts
 from stackloom.core.errors import ArtifactError, ConfigError
 from stackloom.core.plan import Plan, PlannedStage
 from stackloom.core.rows import EvidenceRow
-from stackloom.report.measured import EVALUATION, LAYERS, RESULT, Evaluation, Layer, Result, load
+from stackloom.report.measured import (
+    EVALUATION,
+    LAYERS,
+    RESULT,
+    REWRITES,
+    Applied,
+    Evaluation,
+    Layer,
+    Result,
+    load,
+)
 
 if TYPE_CHECKING:
     from stackloom.registry import Registry
     from stackloom.registry import ledger as books
 
 State: TypeAlias = Literal["finished", "damaged", "missing", "running", "interrupted", "failed", "not started"]
-METERED = {"train", "evaluate", "quantize", "reinforce"}  # stages that report a metric whenever they do any work
+METERED = {
+    "train",
+    "transform",
+    "evaluate",
+    "quantize",
+    "reinforce",
+}  # stages that report a metric whenever they do any work
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,7 @@ class StageRecord:
     checkpoint: int | None
     evaluation: Evaluation | None
     layers: tuple[Layer, ...]
+    rewrites: tuple[Applied, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +166,7 @@ def _stage(folder: Path, planned: PlannedStage, entries: Sequence[Entry], result
         for stage in stages
         if stage.position == index
     ]
-    artifact, evaluation, layers, problem = None, None, (), ""
+    artifact, evaluation, layers, rewrites, problem = None, None, (), (), ""
     target = folder / name
     try:
         if target.exists():
@@ -158,6 +175,8 @@ def _stage(folder: Path, planned: PlannedStage, entries: Sequence[Entry], result
                 evaluation = load(path, EVALUATION)
             if (path := target / "layers.json").is_file():
                 layers = load(path, LAYERS)
+            if (path := target / "rewrites.json").is_file():
+                rewrites = load(path, REWRITES)
     except ArtifactError as error:
         problem = error.reason
     checkpoint = _checkpoint(folder / f"{name}.work")
@@ -178,6 +197,7 @@ def _stage(folder: Path, planned: PlannedStage, entries: Sequence[Entry], result
         checkpoint=checkpoint,
         evaluation=evaluation,
         layers=layers,
+        rewrites=rewrites,
     )
 
 

@@ -65,6 +65,12 @@ class StageContext:
         path = f"stages[{self.stage.index}].{self.stage.kind}.{slot}"
         return next((part for part in self.stage.components if part.path == path), None)
 
+    def planned_many(self, slot: str) -> dict[str, PlannedComponent]:
+        """Return the stage's components of a slot that takes several, by number or pattern; "" for a single one."""
+        path = f"stages[{self.stage.index}].{self.stage.kind}.{slot}"
+        found = {part.path.removeprefix(path): part for part in self.stage.components if part.path.startswith(path)}
+        return {key[1:-1]: part for key, part in found.items() if not key or (key[0] == "[" and key[-1] == "]")}
+
     def component(self, slot: str, *dependencies: Any) -> Any:
         """Build the stage's component of a slot; None where the stack named none.
 

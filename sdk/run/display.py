@@ -19,7 +19,7 @@ from rich.progress import (
 
 from stackloom.run.runner import Display
 
-_SHOWN = ("loss", "tokens_per_second", "pass_rate", "lowest_snr_db")
+_SHOWN = ("loss", "tokens_per_second", "pass_rate", "lowest_snr_db", "rewritten", "output_change")
 
 
 class QuietDisplay(Display, AbstractContextManager["QuietDisplay"]):

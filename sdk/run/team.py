@@ -71,6 +71,9 @@ class Solo:
         """Return the tensor of which `local` gave piece and layout."""
         return piece
 
+    def settle(self, model: Any) -> None:
+        """Forget what a forward pass without a backward pass left behind, before weights are rewritten."""
+
     def gather(self, model: Any) -> None:
         """Give worker 0 a whole model, on the CPU; nobody trains afterwards."""
 
@@ -198,6 +201,12 @@ class Shards(Replicas):
         shape, stride = torch.Size(layout["shape"]), tuple(layout["stride"])
         device = piece.to(self._mesh.device_type)
         return DTensor.from_local(device, self._mesh, placements, run_check=False, shape=shape, stride=stride)
+
+    def settle(self, model: Any) -> None:
+        """Drop gathered weights: FSDP2 keeps those of the root until a backward pass."""
+        for module in model.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
 
     def gather(self, model: Any) -> None:
         """Replace worker 0's shards by whole parameters, one after the other; tied ones stay tied."""

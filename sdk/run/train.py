@@ -15,7 +15,9 @@ from stackloom.run import checkpoint
 from stackloom.run.batches import Batches, Row, flatten, share_beginnings
 from stackloom.run.context import StageContext, finite, save_state
 from stackloom.run.memory import release_heap
+from stackloom.run.optimizers import build_optimizer
 from stackloom.run.packed_attention import packed_attention
+from stackloom.run.rewriting import Rewriting
 from stackloom.run.team import Solo, same_start
 
 
@@ -48,7 +50,9 @@ def work(ctx: StageContext, team: Solo) -> None:
     same_start(team, model, batches.examples)
     team.lay_out(model)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = ctx.component("optimizer", list(trainable.items()))
+    optimizer = build_optimizer(ctx, trainable)
+    rewriting = Rewriting(ctx, model, optimizer, batches, team)
+    started = rewriting.at(0)  # also when resuming: it may change the optimizer's groups; a checkpoint holds the rest
     peaks = [group["lr"] for group in optimizer.param_groups]
 
     torch.manual_seed(team.seed(ctx.stage.seed))
@@ -62,6 +66,7 @@ def work(ctx: StageContext, team: Solo) -> None:
                 group["lr"] = peak * factor
             if adapter is not None:
                 adapter.on_step(step, options.steps)
+            rewritten = rewriting.at(step) if step else started
             clock = time.monotonic()
             rows = batches.rows(step, team.rank, team.size)
             loss, norm = _step(model, trainable, optimizer, rows, options, team, packed)
@@ -76,6 +81,7 @@ def work(ctx: StageContext, team: Solo) -> None:
                 "lr": optimizer.param_groups[0]["lr"],
                 "epoch": batches.epoch(step + 1),
                 "tokens_per_second": tokens / (time.monotonic() - clock),
+                **rewritten,
             }
             ctx.metrics(step + 1, values)
             ctx.progress(step + 1, options.steps, values)

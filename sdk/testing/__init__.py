@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stackloom.testing.contracts.quantizer import QuantizerContract
     from stackloom.testing.contracts.reasoner import ReasonerContract
     from stackloom.testing.contracts.tracker import TrackerContract
+    from stackloom.testing.contracts.transform import TransformContract
     from stackloom.testing.llama import llama_shape, tiny_llama
     from stackloom.testing.lookup import build, contract_for, record
     from stackloom.testing.tiny import tiny_parameters, tiny_shape
@@ -43,6 +44,7 @@ _HOMES = {
     "stackloom.testing.contracts.quantizer": ("QuantizerContract",),
     "stackloom.testing.contracts.reasoner": ("ReasonerContract",),
     "stackloom.testing.contracts.tracker": ("TrackerContract",),
+    "stackloom.testing.contracts.transform": ("TransformContract",),
     "stackloom.testing.llama": ("llama_shape", "tiny_llama"),
     "stackloom.testing.lookup": ("build", "contract_for", "record"),
     "stackloom.testing.tiny": ("tiny_parameters", "tiny_shape"),
@@ -63,6 +65,7 @@ __all__ = [
     "ReasonerContract",
     "ScriptedGenerator",
     "TrackerContract",
+    "TransformContract",
     "build",
     "contract_for",
     "llama_shape",

@@ -29,7 +29,7 @@ def test_every_public_name_is_there():
         assert getattr(kit, name).__doc__, name
 
 
-@pytest.mark.parametrize("slot", ["attention", "data", "model", "optimizer"])
+@pytest.mark.parametrize("slot", ["attention", "data", "model", "optimizer", "transform"])
 def test_slot_has_a_contract(slot):
     assert contract_for(f"{slot}.anything").is_contract
 
