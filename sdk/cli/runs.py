@@ -36,6 +36,9 @@ def run(
     device: str = typer.Option(None, help="Run on this device instead of the stack's: cpu, or the GPU's name."),
     executor: str = _EXECUTOR,
     address: str = _ADDRESS,
+    sweep: list[str] = typer.Option(
+        [], help="PATH=VALUE,VALUE,...: run once for each value, compare, and pick the lowest final loss; repeatable."
+    ),
     quiet: bool = _QUIET,
     as_json: bool = _JSON,
 ) -> None:
@@ -43,6 +46,11 @@ def run(
     from stackloom.core.errors import ConfigError
     from stackloom.stack import Plan, Stack
 
+    if sweep:
+        if stack.suffix == ".json":
+            raise ConfigError("a saved plan has its values", where="--sweep", fix="sweep the stack file")
+        _sweep(stack, sweep, folder, device, quiet, as_json, executor, address)
+        return
     if stack.suffix == ".json":
         if device:
             raise ConfigError(
@@ -98,6 +106,55 @@ def _run(plan: Plan, folder: Path | None, quiet: bool, as_json: bool, executor: 
         )
 
 
+def _sweep(
+    stack: Path,
+    axes: list[str],
+    folder: Path | None,
+    device: str | None,
+    quiet: bool,
+    as_json: bool,
+    executor: str,
+    address: str | None,
+) -> None:
+    from stackloom.core.stack import StackSpec
+    from stackloom.sweep import PAGE, Axis, as_data, best, sweep
+
+    def before(number: int, count: int, label: str) -> None:
+        if not (quiet or as_json):
+            console().print(f"run {number} of {count}: {label}", highlight=False)
+
+    display = _display(quiet, as_json)
+    with registry() as opened, display:
+        place, found = sweep(
+            StackSpec.from_file(stack),
+            [Axis.read(each) for each in axes],
+            opened,
+            folder=folder,
+            device=device,
+            display=display,
+            before=before,
+            executor=executor,
+            address=address,
+        )
+    if as_json:
+        typer.echo(json.dumps({"event": "finished", "folder": str(place), **as_data(found)}))
+        return
+    winner = best(found)
+    if quiet or winner is None:
+        return
+    rows = [
+        [
+            point.label,
+            "-" if point.loss is None else f"{point.loss:.4f}",
+            "best" if point is winner else point.failure,
+            str(point.folder),
+        ]
+        for point in found
+    ]
+    print_table(("run", "final loss", "", "folder"), rows)
+    typer.echo(f"compared in {place / PAGE}")
+
+
 def _display(quiet: bool, as_json: bool) -> QuietDisplay:
     from stackloom.run.display import JsonDisplay, LiveDisplay, QuietDisplay
 
@@ -134,14 +191,24 @@ def diff(
             typer.echo(f"pass rate, second minus first on {change['count']} shared tasks: {shown_change}")
 
 
-def report(folder: Path = typer.Argument(help="A run folder, finished or not.")) -> None:
-    """Write a run's report.html anew."""
+def report(
+    folders: list[Path] = typer.Argument(help="A run folder, finished or not; or several, to be compared."),
+    out: Path = typer.Option(Path("comparison.html"), help="Of a comparison: where it goes."),
+) -> None:
+    """Write a run's report.html anew; of several runs, one page with their curves over one another."""
     from stackloom.report import write_report
+    from stackloom.report.comparison import labels_of, write_comparison
     from stackloom.run.lineage import plan_of
 
-    plan_of(folder)
+    for folder in folders:
+        plan_of(folder)
     with registry() as opened:
-        typer.echo(f"wrote {write_report(folder, opened)}")
+        if len(folders) == 1:
+            typer.echo(f"wrote {write_report(folders[0], opened)}")
+        else:
+            labels = labels_of(folders)
+            title = f"{len(labels)} runs compared"
+            typer.echo(f"wrote {write_comparison(labels, opened, out, title=title)}")
 
 
 def export(

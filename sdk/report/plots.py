@@ -7,13 +7,13 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from stackloom.plan_table import count
 from stackloom.report.record import Series
@@ -125,7 +125,13 @@ def intervals(
 
 
 def lines(
-    name: str, x: Sequence[float], series: Mapping[str, Sequence[float | None]], *, across: str, up: str
+    name: str,
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    across: str,
+    up: str,
+    scale: Literal["linear", "log"] = "linear",
 ) -> Markup:
     """Draw one line per series over the same places; None leaves a gap.
 
@@ -134,6 +140,7 @@ def lines(
         x: places.
         series: values by the line's label.
         across, up: axis titles.
+        scale: of the places.
     """
 
     def draw(axes: Any) -> None:
@@ -146,8 +153,14 @@ def lines(
         axes.legend(loc="best")
         axes.set_xlabel(across)
         axes.set_ylabel(up)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if scale == "log":
+            axes.set_xscale("log")
+            axes.set_xticks(list(x))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5))
             axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
 
     return _svg(name, draw, 2.6)

@@ -62,7 +62,7 @@ def differences(one: Path, two: Path) -> dict[str, Any]:
     """
     plans = [Plan.from_file(path) if path.is_file() else plan_of(path) for path in (one, two)]
     flat = [
-        dict(_flatten(plan.model_dump(mode="json", include={"name", "seed", "stack", "device", "model", "stages"})))
+        dict(flatten(plan.model_dump(mode="json", include={"name", "seed", "stack", "device", "model", "stages"})))
         for plan in plans
     ]
     changed = {
@@ -97,12 +97,13 @@ def _compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) for every leaf of plain data."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}".removeprefix("."))
+            yield from flatten(item, f"{path}.{key}".removeprefix("."))
     elif isinstance(value, list) and value:
         for index, item in enumerate(value):
-            yield from _flatten(item, f"{path}[{index}]")
+            yield from flatten(item, f"{path}[{index}]")
     else:
         yield path, value

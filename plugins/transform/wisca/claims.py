@@ -109,10 +109,10 @@ def small_steps_never_repair(ctx: ClaimContext) -> ClaimResult:
     """Drift of |W_q|^2 - |W_k|^2 over 100 steps of SGD, as a share of how far |W_q|^2 moved."""
     model = float64_llama(kv_heads=1, seed=ctx.seeds[0])
     layer = model.model.layers[0].self_attn
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def squares() -> tuple[float, float]:
-        return float(layer.q_proj.weight.square().sum()), float(layer.k_proj.weight.square().sum())
+        return float(layer.q_proj.weight.detach().square().sum()), float(layer.k_proj.weight.detach().square().sum())
 
     before = squares()
     _logits_over_steps(model, optimizer, 100)
