@@ -42,11 +42,24 @@ def _workers(plan: Plan) -> str:
 
 def _picks(plan: Plan) -> Table:
     table = Table(title="Picks", title_justify="left", expand=False)
-    for column in ("where", "plugin", "fit"):
+    for column in ("where", "plugin", "adds", "fit"):
         table.add_column(column, overflow="fold")
     for part in plan.components():
-        table.add_row(part.path, f"{part.plugin} {part.version}", _fit(part))
+        table.add_row(part.path, f"{part.plugin} {part.version}", adds(part), _fit(part))
     return table
+
+
+def adds(part: PlannedComponent) -> str:
+    """Say what a pick holds in memory: "weights 257 MiB"; "-" where it holds nothing of its own."""
+    cost = part.cost
+    held = {
+        "weights": cost.weight_bytes,
+        "gradients": cost.gradient_bytes,
+        "state": cost.optimizer_bytes,
+        "activations": cost.activation_bytes,
+        "cache": cost.cache_bytes,
+    }
+    return ", ".join(f"{name} {gib(size)}" for name, size in held.items() if size) or "-"
 
 
 def _fit(part: PlannedComponent) -> Text:

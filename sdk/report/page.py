@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from stackloom.core.plan import gib
 from stackloom.core.statistics import paired_difference
-from stackloom.plan_table import count, duration
+from stackloom.plan_table import adds, count, duration
 from stackloom.report import plots
 from stackloom.report.measured import Applied, Estimate, Evaluation, Transcript
 from stackloom.report.record import RunRecord, Series, Spent, StageRecord
@@ -91,6 +91,7 @@ def render(run: RunRecord) -> str:
         "span": lambda value: span(value) or NOT_MEASURED,
         "cut": cut,
         "places": places,
+        "adds": adds,
         "json": lambda value: json.dumps(value, ensure_ascii=False),
     }
     compared = list(differences(run))

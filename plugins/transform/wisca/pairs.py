@@ -6,7 +6,7 @@ Known architectures alone; names prove nothing. Shape legend: H query heads, G k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -102,17 +102,14 @@ class Pair:
         sides: names of the side that is multiplied and the one that is divided.
         units: how many factors there are.
         members: of both sides, biases included.
+        dtype: in which they are multiplied with inputs; an adapter's matrices may be held in a wider one.
     """
 
     name: str
     sides: tuple[str, str]
     units: int
     members: tuple[Member, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The narrowest dtype of its members."""
-        return max((member.parameter.dtype for member in self.members), key=lambda dtype: torch.finfo(dtype).eps)
+    dtype: torch.dtype
 
 
 def find_pairs(model: nn.Module, config: WiscaConfig) -> list[Pair]:
@@ -155,7 +152,7 @@ def _in_layers(model: nn.Module, config: WiscaConfig) -> Iterator[Pair]:
             up, down = (_linear(f"{path}.{name}", getattr(module, name)) for name in ("up_proj", "down_proj"))
             unit_N = torch.arange(up.out_features)
             members = [*_rows(f"{path}.up_proj", up, unit_N, config), *_columns(f"{path}.down_proj", down, unit_N)]
-            yield _pair(path, ("up", "down"), up.out_features, members, config.up_down == "tensor")
+            yield _pair(path, ("up", "down"), members, config.up_down == "tensor")
 
 
 def _of_attention(path: str, module: Any, kind: Attention, config: WiscaConfig) -> Iterator[Pair]:
@@ -193,14 +190,14 @@ def _of_attention(path: str, module: Any, kind: Attention, config: WiscaConfig) 
         if config.qk == "channel":
             units_HD = head_of_HD * width + tied_D.repeat(heads)
             units_GD = head_of_GD * width + tied_D.repeat(groups)
-        yield _pair(path, ("q", "k"), 0, [*rows("q", units_HD), *rows("k", units_GD)], config.qk == "tensor")
+        yield _pair(path, ("q", "k"), [*rows("q", units_HD), *rows("k", units_GD)], config.qk == "tensor")
     if config.vo != "off":
         units_HD, units_GD = head_of_HD, head_of_GD
         if config.vo == "channel":
             units_HD = head_of_HD * width + torch.arange(width).repeat(heads)
             units_GD = head_of_GD * width + torch.arange(width).repeat(groups)
         members = [*rows("v", units_GD), *_columns(f"{path}.{kind.output}", output, units_HD)]
-        yield _pair(path, ("v", "o"), 0, members, config.vo == "tensor")
+        yield _pair(path, ("v", "o"), members, config.vo == "tensor")
 
 
 def rotating_together(width: int, rotary: int, rope: str) -> Tensor:
@@ -242,7 +239,7 @@ def _in_adapters(model: nn.Module, config: WiscaConfig) -> Iterator[Pair]:
             Member(f"{path}.lora_A.weight", layer.lora_A.weight, 0, unit_R, True),
             Member(f"{path}.lora_B.weight", layer.lora_B.weight, 1, unit_R, False),
         ]
-        yield _pair(path, ("A", "B"), layer.rank, members, config.lora == "tensor")
+        yield _pair(path, ("A", "B"), members, config.lora == "tensor", layer.weight.dtype)
 
 
 @torch.no_grad()
@@ -253,13 +250,16 @@ def homogeneous(between: Callable[[Tensor], Tensor], rank: int, device: Any = No
     return bool(torch.equal(between(2 * x), 2 * middle) and torch.equal(between(x / 2), middle / 2))
 
 
-def _pair(path: str, sides: tuple[str, str], units: int, members: list[Member], one: bool) -> Pair:
-    """Number the units from 0 without gaps; `one` gives all the same."""
+def _pair(
+    path: str, sides: tuple[str, str], members: list[Member], one: bool, dtype: torch.dtype | None = None
+) -> Pair:
+    """Number the units from 0 without gaps; `one` gives all the same. Weights compute in their own dtype."""
     used = torch.cat([member.units[member.units >= 0] for member in members]).unique()
     place = torch.full((int(used.max()) + 2,), -1)  # the last one is for -1
     place[used] = 0 if one else torch.arange(len(used))
-    numbered = [Member(m.name, m.parameter, m.dim, place[m.units], m.up, m.normed) for m in members]
-    return Pair(f"{path} {sides[0]}/{sides[1]}", sides, 1 if one else len(used), tuple(numbered))
+    numbered = tuple(replace(member, units=place[member.units]) for member in members)
+    own = members[0].parameter.dtype
+    return Pair(f"{path} {sides[0]}/{sides[1]}", sides, 1 if one else len(used), numbered, dtype or own)
 
 
 def _linear(path: str, module: nn.Module) -> nn.Linear:

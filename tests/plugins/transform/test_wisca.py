@@ -436,6 +436,15 @@ def test_an_adapters_matrices_are_balanced_and_outputs_stay(unit: str) -> None:
     assert change(before, logits(model)) <= 10 * EXACT  # A and B are float64, and weigh more than the base
 
 
+def test_an_adapter_in_float32_beside_bfloat16_weights_keeps_every_bit() -> None:
+    """The matrices are held wider than they compute in: factors are powers of two all the same."""
+    model = adapted(llama().bfloat16())
+    assert next(iter(wrapped(model).values())).lora_A.weight.dtype == torch.float32
+    before = logits(model)
+    assert all(rewrite.what for rewrite in wisca(**OF_LORA, lora="tensor").apply(model))
+    assert torch.equal(before, logits(model))
+
+
 def test_a_fresh_adapter_is_left_alone_with_the_reason() -> None:
     model = float64_llama()
     build("adapter.lora", rank=4).inject(model, seed=0)
