@@ -14,6 +14,7 @@ import pytest
 from stackloom.cli import make_app
 from stackloom.core.hooks import Hooks
 from stackloom.core.manifest import Manifest
+from stackloom.core.plan import gib
 from stackloom.core.slots import slots
 
 ROOT = Path(__file__).parents[2]
@@ -114,3 +115,14 @@ def test_committed_evidence_has_the_stable_fields() -> None:
             if "ratio" in row
         ), path
         assert all({"device", "date"} <= row.keys() for row in rows), path
+
+
+def test_the_fine_tuning_example_is_the_same_in_python_and_yaml_and_shows_each_choices_memory() -> None:
+    import stackloom as sl
+
+    python = runpy.run_path(str(ROOT / "examples" / "fine_tune_smollm2.py"))["fine_tune"]()
+    plan = python.plan()
+    assert plan.digest == sl.Stack.from_file(ROOT / "examples" / "fine_tune_smollm2.yaml").plan().digest
+    assert plan.ok, plan.problems()
+    parameters = next(part.cost.parameters for part in plan.components() if part.plugin == "adapter.afa-lora")
+    assert f"state {gib(8 * parameters)}" in str(plan)  # MONA's two float32 buffers
