@@ -24,8 +24,8 @@ from stackloom.core.errors import EngineError
 from stackloom.plugins.adapter.afa_lora.config import AfaLoRAConfig
 from stackloom.testing import llama_shape, tiny_llama
 
-SHAPE = {"layers": 2, "hidden": 576, "heads": 9, "kv_heads": 3, "head_dim": 64, "intermediate": 1536, "vocab": 512}
-BATCH, LENGTH, RANK, ALPHA = 2, 256, 8, 16
+SHAPE = {"layers": 2, "hidden": 288, "heads": 9, "kv_heads": 3, "head_dim": 32, "intermediate": 768, "vocab": 512}
+BATCH, LENGTH, RANK, ALPHA = 1, 256, 8, 16
 STEPS = 30
 STEP_BAR = 1 / 1.05  # PEFT's time over ours
 MERGED_BAR = 1.0
