@@ -75,13 +75,18 @@ def backward(
     wide = accumulation_dtype(x.dtype)
     grads, rows, inner = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, x, z))
     inner = inner.to(wide)
-    g = (grads @ B).to(wide) * scaling
+    g = _thin(B.t(), grads.t()).to(wide) * scaling
     bent, slope = _activated(inner, activation)
     dz = (g * _mixed_slope(inner, slope, beta, activation)).to(x.dtype)
     phi = blend(inner, beta, activation).to(x.dtype)
     dx = (dz @ A).view(x.shape)
-    dA, dB = dz.t() @ rows, (grads.t() @ phi) * scaling
+    dA, dB = dz.t() @ rows, _thin(phi.t(), grads) * scaling
     return dx, dA, dB, (g * (bent - inner)).sum().to(beta.dtype)
+
+
+def _thin(few_RC: torch.Tensor, many_CM: torch.Tensor) -> torch.Tensor:
+    """(few many)', (M, R), contiguous: a CPU multiplies a few rows up to ten times faster than a few columns."""
+    return (few_RC @ many_CM).t().contiguous()
 
 
 def blend(z: torch.Tensor, beta: torch.Tensor, activation: str) -> torch.Tensor:
