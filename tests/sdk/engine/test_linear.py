@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from stackloom.engine.decoder import Decoder
 from stackloom.engine.linear import Dequantized, Integer, Rounded, project
 from stackloom.plugins.quantizer import prepacked
 from stackloom.plugins.quantizer.grid import quantize_groups
 from stackloom.plugins.quantizer.quantized_linear import QuantizedLinear
-from stackloom.testing import relative_error
+from stackloom.plugins.quantizer.rtn.config import RTNConfig
+from stackloom.testing import relative_error, tiny_llama
 
 EPS = torch.finfo(torch.float32).eps
 COLUMNS = 64
@@ -60,3 +62,18 @@ def test_layers_that_differ_are_called_one_by_one(other):
     x = torch.randn(3, COLUMNS, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         assert torch.equal(project(layers)(x), torch.cat([each(x) for each in layers], dim=1))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scheme": "w4a8", "group_size": "channel"}, {"scheme": "w4a8"}, {"scheme": "w4a16"}]
+)
+def test_engine_computes_what_the_quantized_model_computes(options):
+    model = tiny_llama().eval()
+    RTNConfig(**{"group_size": 16, **options}).build().quantize(model, [])
+    decoder = Decoder(model, max_batch=2, deterministic=False)
+    prompts = [[1, 2, 3, 4, 5], [9, 8, 7]]
+    with torch.inference_mode():
+        found = torch.cat([decoder.join(prompts), decoder.step([6, 6])])
+        rows = [*prompts, *([*prompt, 6] for prompt in prompts)]
+        expected = torch.stack([model(torch.tensor([row]), use_cache=False).logits[0, -1] for row in rows])
+    assert relative_error(found, expected) < 1e-5
