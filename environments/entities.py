@@ -179,16 +179,6 @@ class Blueprint:
         object.__setattr__(self, "by_name", seen)
         object.__setattr__(self, "by_table", {entity.plural: entity for entity in self.entities})
 
-    def owner_of(self, entity: Entity, row: Row, find: Callable[[str, str], Row | None]) -> str | None:
-        """Return the id of the person to whom a row belongs; None where nobody owns it."""
-        if entity.name == self.person:
-            return str(row["id"])
-        if entity.owner is None:
-            return None
-        parent = self.by_name[entity.owner.parent]
-        above = find(parent.plural, row[entity.owner.name])
-        return self.owner_of(parent, above, find) if above else None
-
 
 def _check_column(column: Column, entity: Entity, seen: Mapping[str, Entity], where: str) -> None:
     if column.parent and (column.parent not in seen or column.kind != "id"):

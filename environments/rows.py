@@ -90,9 +90,13 @@ class Rows:
         return found
 
     def _note_owner(self, entity: Entity, row: Row) -> None:
-        self._owners[entity.plural, row["id"]] = self.blueprint.owner_of(
-            entity, row, lambda parent, row_id: self.tables[parent].get(row_id)
-        )
+        if entity.name == self.blueprint.person:
+            owner: str | None = row["id"]
+        elif entity.owner is None:
+            owner = None
+        else:  # a parent is there before its child
+            owner = self._owners[self.blueprint.by_name[entity.owner.parent].plural, row[entity.owner.name]]
+        self._owners[entity.plural, row["id"]] = owner
 
     def owner(self, entity: Entity, row: Row) -> str | None:
         """Return the id of the person to whom a row belongs; None where nobody owns it."""

@@ -96,7 +96,7 @@ def _table(metadata: MetaData, blueprint: Blueprint, entity: Entity) -> Table:
         if column.choices:
             allowed = ", ".join(f"'{choice}'" for choice in column.choices)
             columns.append(CheckConstraint(f"{column.name} IN ({allowed})"))
-    return Table(entity.plural, metadata, *columns)
+    return Table(entity.plural, metadata, *columns, sqlite_with_rowid=False)  # one tree per table instead of two
 
 
 def make_engine(url: str) -> Engine:
