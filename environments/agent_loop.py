@@ -71,7 +71,8 @@ class Transcript:
         reward, answer = judge(episode, self.messages)
         if self.failure:
             reward, answer = Reward(0.0, valid=False, reason=self.failure), None
-        return Attempt(answer=answer, messages=self.messages, tokens=self.tokens, reward=reward)
+        logprob = math.fsum(self.logprobs) / len(self.logprobs) if self.logprobs else None
+        return Attempt(answer, self.messages, self.tokens, reward, logprob)
 
 
 async def play(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name
 
 from stackloom.artifacts import Artifact, Card, read, writing
+from stackloom.core.chat import Message
 from stackloom.core.generation import Sampling
 from stackloom.core.slots.reasoner import Attempt, Solution
 from stackloom.core.stages import Evaluate
@@ -62,10 +64,11 @@ async def _attempt_all(
 
     with Engine(model, tokenizer) as engine:
 
-        async def attempt(task: Any, index: int) -> Attempt:
+        async def attempt(task: Any, index: int, messages: Sequence[Message] | None = None) -> Attempt:
+            asked = task if messages is None else replace(task, messages=tuple(messages))
             episode = environment.start(task)
             transcript = await play(
-                task, episode, engine, chat, sampling=sampling, turns=options.turns, key=f"{task.id}/{index}"
+                asked, episode, engine, chat, sampling=sampling, turns=options.turns, key=f"{task.id}/{index}"
             )
             ended[transcript.finish] += 1
             return transcript.attempt(episode)
@@ -75,13 +78,24 @@ async def _attempt_all(
             if reasoner is None:
                 solution = Solution(0, [await attempt(task, 0)])
             else:
-                solution = await reasoner.solve(lambda index: attempt(task, index))
+                solution = await reasoner.solve(_Attempts(task.messages, partial(attempt, task)))
             finished += 1
             ctx.progress(finished, len(tasks), {})
             return solution
 
         solutions = await asyncio.gather(*(solve(task) for task in tasks))
     return _summary(tasks, solutions) | {"ended": dict(sorted(ended.items()))}
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """Fulfils `core.slots.reasoner.Attempts`; every attempt starts from the task's own state."""
+
+    question: tuple[Message, ...]
+    make: Callable[[int, Sequence[Message] | None], Awaitable[Attempt]]
+
+    async def __call__(self, index: int, messages: Sequence[Message] | None = None, /) -> Attempt:
+        return await self.make(index, messages)
 
 
 def _summary(tasks: Sequence[Any], solutions: Sequence[Solution]) -> dict[str, Any]:

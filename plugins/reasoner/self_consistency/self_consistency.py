@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
-from stackloom.core.slots.reasoner import Attempt, Solution
+from stackloom.core.slots.reasoner import Ask, Attempts, Question, Solution, Trajectory
+from stackloom.plugins.reasoner.parallel import ParallelThinking, ballots, make_attempts
 from stackloom.plugins.reasoner.self_consistency.config import SelfConsistencyConfig
+from stackloom.plugins.reasoner.votes import winner
 
 
-class SelfConsistency:
+class SelfConsistency(ParallelThinking):
     """The most frequent answer of `width` attempts (arXiv 2203.11171, section 2, unweighted vote).
 
-    Attempts without an answer do not vote; when none has one, attempt 0 is taken.
+    Attempts without an answer do not vote; when none has one, attempt 0 is taken; in a conversation that
+    is an error.
 
     Args:
         config: the plugin's options.
@@ -25,33 +26,18 @@ class SelfConsistency:
     """
 
     def __init__(self, config: SelfConsistencyConfig) -> None:
-        self.config = config
+        super().__init__(config, self)
 
-    async def solve(self, attempt: Callable[[int], Awaitable[Attempt]]) -> Solution:
+    async def aggregate(self, question: Question, trajectories: Sequence[Trajectory], ask: Ask) -> int:
+        """Return the trajectory that stands for the most frequent answer.
+
+        Raises:
+            NoExtractableAnswer: none has an answer.
+        """
+        return self.by_vote(trajectories)
+
+    async def solve(self, attempt: Attempts) -> Solution:
         """Make all attempts together and vote. If one raises, the others are cancelled and its error is raised."""
-
-        async def make(index: int) -> Attempt:
-            return await attempt(index)
-
-        running = [asyncio.create_task(make(index)) for index in range(self.config.width)]
-        try:
-            attempts = await asyncio.gather(*running)
-        except BaseException:
-            for one in running:
-                one.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            raise
-        return Solution(self._vote(attempts), tuple(attempts))
-
-    def _vote(self, attempts: Sequence[Attempt]) -> int:
-        votes = Counter(attempt.answer for attempt in attempts if attempt.answer is not None)
-        if not votes:
-            return 0
-        most = max(votes.values())
-        winners = [
-            index
-            for index, attempt in enumerate(attempts)
-            if attempt.answer is not None and votes[attempt.answer] == most
-        ]
-        sign = {"first": 0, "shortest": 1, "longest": -1}[self.config.ties]
-        return min(winners, key=lambda index: (sign * attempts[index].tokens, index))
+        attempts = await make_attempts(attempt, range(self.config.width))
+        vote = winner(ballots(attempts), ties=self.config.ties, seed=self.config.seed, equal=self.equal)
+        return Solution(0 if vote is None else vote.number, tuple(attempts))

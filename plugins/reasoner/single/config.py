@@ -1,14 +1,17 @@
-"""Options of `reasoner.single`: none."""
+"""Options of `reasoner.single`."""
 
 from __future__ import annotations
 
-from stackloom.core.config import ComponentConfig
+from stackloom.core.config import option
+from stackloom.plugins.reasoner.thinking_config import ThinkingConfig
 
 
-class SingleConfig(ComponentConfig):
+class SingleConfig(ThinkingConfig):
     """One attempt.
 
     Example:
-        >>> SingleConfig()
-        SingleConfig()
+        >>> SingleConfig(temperature=0).width
+        1
     """
+
+    width: int = option(1, "attempts: one", unit="attempts", source="house", ge=1, le=1)

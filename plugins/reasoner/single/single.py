@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 
-from stackloom.core.slots.reasoner import Attempt, Solution
+from stackloom.core.slots.reasoner import Ask, Attempts, Question, Solution, Trajectory
+from stackloom.plugins.reasoner.parallel import ParallelThinking
 from stackloom.plugins.reasoner.single.config import SingleConfig
 
 
-class Single:
+class Single(ParallelThinking):
     """One attempt per task.
 
     Args:
@@ -21,8 +22,12 @@ class Single:
     """
 
     def __init__(self, config: SingleConfig) -> None:
-        self.config = config
+        super().__init__(config, self)
 
-    async def solve(self, attempt: Callable[[int], Awaitable[Attempt]]) -> Solution:
+    async def aggregate(self, question: Question, trajectories: Sequence[Trajectory], ask: Ask) -> int:
+        """Return the only trajectory."""
+        return 0
+
+    async def solve(self, attempt: Attempts) -> Solution:
         """Make attempt 0; what it raises is raised."""
         return Solution(0, (await attempt(0),))

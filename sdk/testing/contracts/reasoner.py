@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pytest
 
 from stackloom.core.chat import Message
+from stackloom.core.errors import ConfigError
+from stackloom.core.generation import ChatRequest, ServerError
 from stackloom.core.slots.environment import Reward
-from stackloom.core.slots.reasoner import Attempt, Solution
+from stackloom.core.slots.reasoner import Attempt, Event, Question, Solution, Thought
+from stackloom.plugins.reasoner.scripted import Line, ScriptedModel
 from stackloom.testing.contracts.plugin import PluginContract
 
 ANSWERS: tuple[tuple[str | None, ...], ...] = (
@@ -42,6 +45,8 @@ class Attempts:
         together: most attempts that were under way at once.
     """
 
+    question = (Message("user", "Which number?"),)
+
     def __init__(
         self,
         answers: Sequence[str | None],
@@ -56,8 +61,8 @@ class Attempts:
         self.asked: list[int] = []
         self.together = self._running = 0
 
-    async def __call__(self, index: int) -> Attempt:
-        """Make attempt `index`."""
+    async def __call__(self, index: int, messages: Sequence[Message] | None = None, /) -> Attempt:
+        """Make attempt `index`, be it of the question or of other messages."""
         self.asked.append(index)
         self._running += 1
         self.together = max(self.together, self._running)
@@ -68,7 +73,9 @@ class Attempts:
                 raise self._failing[index]
             answer = self._answers[index % len(self._answers)]
             text = Message("assistant", answer or "I do not know.")
-            self.made[index] = Attempt(answer, (text,), tokens=5 + index * 7 % 4, reward=self._reward)
+            tokens = 5 + index * 7 % 4
+            sure = 0.1 + index * 5 % 7
+            self.made[index] = Attempt(answer, (text,), tokens, self._reward, -sure, (sure,) * tokens)
             return self.made[index]
         finally:
             self._running -= 1
@@ -157,6 +164,68 @@ class ReasonerContract(PluginContract):
             assert attempts.together > 1
         else:
             assert attempts.together <= made
+
+    def test_conversation_ends_with_one_thought_and_leaves_nothing_running(self) -> None:
+        events = self.thought(lambda request: Line("The answer is 42.", "6 * 7", seconds=0.001))
+        thought = events[-1]
+        assert isinstance(thought, Thought)
+        assert sum(isinstance(event, Thought) for event in events) == 1
+        assert "42" in thought.message.content
+        assert thought.message.role == "assistant"
+
+    def test_usage_adds_up(self) -> None:
+        """Tokens of all trajectories and the summary are the total, cancelled ones included."""
+        thought = self.thought(lambda request: Line(f"The answer is {request.sampling.seed % 2}."))[-1]
+        assert isinstance(thought, Thought)
+        assert sum(one.tokens for one in thought.trajectories) + thought.summary_tokens == thought.tokens
+        assert len({(one.round, one.number) for one in thought.trajectories}) == len(thought.trajectories)
+
+    def test_reasoning_never_reaches_the_answer_or_another_prompt(self) -> None:
+        model = ScriptedModel(lambda request: Line("The answer is 42.", "my secret notes"))
+        thought = self.thought(model.script, model)[-1]
+        assert isinstance(thought, Thought)
+        texts = [thought.message.content, *(message.content for asked in model.asked for message in asked.messages)]
+        assert not any("secret" in text for text in texts)
+
+    def test_closing_the_stream_cancels_every_call(self) -> None:
+        model = ScriptedModel(lambda request: Line("word " * 50, seconds=30.0))
+
+        async def run() -> None:
+            reasoner: Any = self.component()
+            events = reasoner.think(Question((Message("user", "?"),), model))
+            async for _ in events:
+                break
+            await events.aclose()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        asyncio.run(run())
+        assert model.running == 0
+
+    def test_a_question_that_nobody_asked_is_refused(self) -> None:
+        for messages in ((), (Message("assistant", "Hello"),), (Message("system", "Be brief."),)):
+            with pytest.raises(ConfigError):
+                self.thought(lambda request: Line("42"), messages=messages)
+
+    def test_when_no_thinker_answers_the_error_says_why(self) -> None:
+        with pytest.raises(ServerError, match="out of order"):
+            self.thought(lambda request: Line("a b", error=ServerError("out of order")))
+
+    @classmethod
+    def thought(
+        cls,
+        script: Callable[[ChatRequest], Line],
+        model: ScriptedModel | None = None,
+        messages: tuple[Message, ...] = (Message("user", "6 * 7?"),),
+    ) -> list[Event]:
+        """Let the reasoner answer a question; return its events."""
+
+        async def run() -> list[Event]:
+            reasoner: Any = cls.component()
+            events = [event async for event in reasoner.think(Question(messages, model or ScriptedModel(script)))]
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            return events
+
+        return asyncio.run(run())
 
     def test_attempts_are_left_as_they_are(self) -> None:
         attempts = Attempts(("1", "2", "2"))

@@ -1,0 +1,1 @@
+"""Models behind OpenAI-compatible servers, as `core.generation.StreamingModel`."""
