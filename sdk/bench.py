@@ -198,6 +198,13 @@ def _adapter(quick: bool) -> Rows:
     return list(measure(quick=quick))
 
 
+def _client(quick: bool) -> Rows:
+    """The client for OpenAI-compatible servers against its bare transport; needs stackloom[serve]."""
+    from stackloom.client_bench import run as measure
+
+    return list(measure(quick=quick))
+
+
 _PLANES: dict[str, Callable[[bool], Rows]] = {
     "cli": _cli,
     "registry": _registry,
@@ -205,5 +212,6 @@ _PLANES: dict[str, Callable[[bool], Rows]] = {
     "kit": _kit,
     "generation": _generation,
     "pipeline": _pipeline,
+    "client": _client,
     "adapter": _adapter,
 }
