@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from stackloom.core.chat import Message
 from stackloom.core.errors import ConfigError, EngineError
-from stackloom.core.generation import StreamingModel
-from stackloom.core.slots.reasoner import Event, Question, Thought
+from stackloom.plugins.reasoner.question import Event, Question, Thought
+from stackloom.plugins.reasoner.streaming_model import StreamingModel
 
 if TYPE_CHECKING:
     from stackloom.registry import Registry

@@ -16,7 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from stackloom.core.chat import Message, render_call
-from stackloom.core.slots.reasoner import EarlyStop, Ended, Event, Notice, Summarizing, Thinking, Thought, Trajectory
+from stackloom.plugins.reasoner.question import (
+    EarlyStop,
+    Ended,
+    Event,
+    Notice,
+    Summarizing,
+    Thinking,
+    Thought,
+    Trajectory,
+)
 
 STATES = {
     "stop": ("done", "green"),

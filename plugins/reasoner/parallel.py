@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from stackloom.core.chat import Message
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import ChatRequest, Delta, Reply, Sampling, ServerError
-from stackloom.core.slots.reasoner import (
+from stackloom.core.generation import Sampling
+from stackloom.core.slots.reasoner import Attempt, Attempts
+from stackloom.plugins.reasoner.answers import Equality
+from stackloom.plugins.reasoner.question import (
     Aggregator,
     Ask,
-    Attempt,
-    Attempts,
     EarlyStop,
     Event,
     Notice,
@@ -23,7 +23,7 @@ from stackloom.core.slots.reasoner import (
     Thought,
     Trajectory,
 )
-from stackloom.plugins.reasoner.answers import Equality
+from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply, ServerError
 from stackloom.plugins.reasoner.thinkers import Budget, Emit, OutOfTokens, Round, Spoken, Watch, relay, speak
 from stackloom.plugins.reasoner.thinking_config import ThinkingConfig
 from stackloom.plugins.reasoner.votes import Ballot, believed, decided, settled, tally, winner
@@ -80,7 +80,7 @@ class ParallelThinking:
         """How many of the likeliest tokens thinkers have to report."""
 
     def think(self, question: Question) -> AsyncIterator[Event]:
-        """Answer a question; see `core.slots.reasoner.Reasoner.think`."""
+        """Answer a question; see `question.ThinkingReasoner.think`."""
 
         async def work(emit: Emit) -> None:
             await self._answer(question, emit)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 
 from stackloom.core.chat import Message, ToolCall
 from stackloom.core.errors import StackloomError
-from stackloom.core.generation import ChatRequest, Delta, Reply, ServerError, StreamingModel
 from stackloom.core.slots.environment import ToolError
-from stackloom.core.slots.reasoner import Ended, Event, Question, Thinking, Trajectory
 from stackloom.plugins.reasoner.answers import ExtractorName, extract
+from stackloom.plugins.reasoner.question import Ended, Event, Question, Thinking, Trajectory
+from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply, ServerError, StreamingModel
 
 Emit = Callable[[Event], None]
 Watch = Callable[[int, Delta], bool]

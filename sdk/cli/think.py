@@ -15,7 +15,7 @@ from stackloom.output import print_json, registry
 
 if TYPE_CHECKING:
     from stackloom.core.chat import Message
-    from stackloom.core.slots.reasoner import Thought
+    from stackloom.plugins.reasoner.question import Thought
 
 
 def register(app: typer.Typer) -> None:
@@ -119,7 +119,7 @@ class _Talk:
 
     async def _ask(self, text: str) -> None:
         from stackloom.core.chat import Message
-        from stackloom.core.slots.reasoner import Question
+        from stackloom.plugins.reasoner.question import Question
         from stackloom.thinking import answer, remember
         from stackloom.thinking_view import Watching, ending, save, to_json
 

@@ -20,7 +20,8 @@ from stackloom.client.event_stream import EventStream, ReasoningSplitter, split
 from stackloom.client.transport import make_http
 from stackloom.core.chat import Message, ToolCall
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import ChatRequest, ContextFull, Delta, Reply, ServerError
+from stackloom.core.generation import ContextFull
+from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply, ServerError
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 FULL = re.compile(
@@ -74,7 +75,7 @@ class _Reading:
 
 
 class OpenAICompatible:
-    """Fulfils `core.generation.StreamingModel` over `POST /chat/completions`, always streaming.
+    """Fulfils `plugins.reasoner.streaming_model.StreamingModel` over `POST /chat/completions`, always streaming.
 
     Each call goes to the server with the fewest calls under way. What fails before the first byte of a reply is made
     again after a jittered wait (or the server's Retry-After), on another server where there is one; what fails later is
@@ -156,7 +157,7 @@ class OpenAICompatible:
             ) from cause
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Reply]:
-        """Yield pieces and, last, the whole reply; see `core.generation.StreamingModel.stream`."""
+        """Yield pieces and, last, the whole reply; see `plugins.reasoner.streaming_model.StreamingModel.stream`."""
         if self.model is None:
             self.model = next(iter(await self.models()), "default")
         body = self._body(request)

@@ -1,4 +1,4 @@
-"""`LocalModel`: the local engine as a `core.generation.StreamingModel`."""
+"""`LocalModel`: the local engine as a `plugins.reasoner.streaming_model.StreamingModel`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import replace
 from stackloom.client.event_stream import ReasoningSplitter, split
 from stackloom.core.chat import Message, parse_tool_calls, tool_prompt
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import ChatRequest, ChatTokenizer, Delta, Reply, Request
+from stackloom.core.generation import ChatTokenizer, Request
 from stackloom.engine.engine import Engine
+from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply
 
 
 class LocalModel:
@@ -34,7 +35,7 @@ class LocalModel:
         self.context = engine.context
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Reply]:
-        """Yield pieces and, last, the whole reply; see `core.generation.StreamingModel.stream`."""
+        """Yield pieces and, last, the whole reply; see `plugins.reasoner.streaming_model.StreamingModel.stream`."""
         messages = request.messages
         if request.tools:
             given = Message("system", tool_prompt(request.tools))

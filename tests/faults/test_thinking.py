@@ -12,8 +12,8 @@ import pytest
 
 from stackloom.client.openai_compatible import OpenAICompatible
 from stackloom.core.chat import Message
-from stackloom.core.slots.reasoner import Question, Thought
 from stackloom.plugins.reasoner.heavy_thinking.config import HeavyThinkingConfig
+from stackloom.plugins.reasoner.question import Question, Thought
 from stackloom.testing.fake_server import Answer, FakeServer
 
 pytestmark = pytest.mark.faults

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 
 from stackloom.core.errors import ConfigError
-from stackloom.core.slots.reasoner import Ask, Attempt, Attempts, Question, Solution, Trajectory
+from stackloom.core.slots.reasoner import Attempt, Attempts, Solution
 from stackloom.plugins.reasoner.best_of_n.config import BestOfNConfig
 from stackloom.plugins.reasoner.parallel import ParallelThinking, ballots, make_attempts
+from stackloom.plugins.reasoner.question import Ask, Question, Trajectory
 from stackloom.plugins.reasoner.votes import winner
 
 

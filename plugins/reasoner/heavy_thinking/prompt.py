@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from stackloom.core.chat import Message, render_call
 from stackloom.core.errors import FitError
-from stackloom.core.slots.reasoner import Trajectory
+from stackloom.plugins.reasoner.question import Trajectory
 
 INSTRUCTION = """\
 Several thinkers worked on the same problem, independently of each other. Their answers stand below, each between

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stackloom.core.slots.reasoner import Ask, Attempts, Question, Solution, Trajectory
+from stackloom.core.slots.reasoner import Attempts, Solution
 from stackloom.plugins.reasoner.parallel import ParallelThinking, ballots, make_attempts
+from stackloom.plugins.reasoner.question import Ask, Question, Trajectory
 from stackloom.plugins.reasoner.self_consistency.config import SelfConsistencyConfig
 from stackloom.plugins.reasoner.votes import winner
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stackloom.core.slots.reasoner import Ask, Attempts, Question, Solution, Trajectory
+from stackloom.core.slots.reasoner import Attempts, Solution
 from stackloom.plugins.reasoner.parallel import ParallelThinking
+from stackloom.plugins.reasoner.question import Ask, Question, Trajectory
 from stackloom.plugins.reasoner.single.config import SingleConfig
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from stackloom.core.chat import Message, Tool, ToolCall
 from stackloom.core.errors import ConfigError, FitError
-from stackloom.core.generation import ChatRequest, Reply, Sampling, ServerError
-from stackloom.core.slots.reasoner import EarlyStop, Ended, Notice, Question, Summarizing, Thought, Trajectory
+from stackloom.core.generation import Sampling
 from stackloom.plugins.reasoner.best_of_n.config import BestOfNConfig
 from stackloom.plugins.reasoner.deepconf.config import DeepConfConfig
 from stackloom.plugins.reasoner.deepconf.deepconf import percentile, token_confidence, window_means
@@ -19,8 +18,10 @@ from stackloom.plugins.reasoner.genselect.config import GenSelectConfig
 from stackloom.plugins.reasoner.heavy_thinking.config import HeavyThinkingConfig
 from stackloom.plugins.reasoner.heavy_thinking.prompt import summary_prompt, tokens_of
 from stackloom.plugins.reasoner.parallel import InsufficientTrajectories, NoExtractableAnswer
+from stackloom.plugins.reasoner.question import EarlyStop, Ended, Notice, Question, Summarizing, Thought, Trajectory
 from stackloom.plugins.reasoner.scripted import Line, ScriptedModel
 from stackloom.plugins.reasoner.self_consistency.config import SelfConsistencyConfig
+from stackloom.plugins.reasoner.streaming_model import ChatRequest, Reply, ServerError
 
 ASK = (Message("system", "Be brief."), Message("user", "6 * 7?"))
 

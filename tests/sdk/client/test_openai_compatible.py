@@ -13,7 +13,8 @@ from stackloom.client.openai_compatible import OpenAICompatible
 from stackloom.client.transport import make_http
 from stackloom.core.chat import Message, Tool, ToolCall
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import ChatRequest, ContextFull, Delta, Reply, Sampling, ServerError
+from stackloom.core.generation import ContextFull, Sampling
+from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply, ServerError
 from stackloom.testing.fake_server import Answer, FakeServer, event
 
 ASK = ChatRequest((Message("user", "6 * 7?"),), sampling=Sampling(temperature=1.0, seed=5, max_tokens=9, stop=("x",)))
