@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stackloom.core.errors import ArtifactError, ConfigError, EngineError, FitError, PluginError, StackloomError
     from stackloom.core.ref import Ref, use
     from stackloom.stack import Plan, Stack, evaluate, export, quantize, stage, train, transform
+    from stackloom.thinking import think
 
 _HOMES = {
     "stackloom.core.errors": (
@@ -35,6 +36,7 @@ _HOMES = {
         "quantize",
     ),
     "stackloom.core.ref": ("Ref", "use"),
+    "stackloom.thinking": ("think",),
     "stackloom.stack": ("Plan", "Stack", "evaluate", "export", "quantize", "stage", "train", "transform"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -53,6 +55,7 @@ __all__ = [
     "export",
     "quantize",
     "stage",
+    "think",
     "train",
     "transform",
     "use",

@@ -111,3 +111,43 @@ async def answer(reasoner: Any, question: Question, tell: Callable[[Event], None
 def remember(messages: Sequence[Message], thought: Thought) -> tuple[Message, ...]:
     """Return the conversation after a turn: what was asked, and the final answer alone."""
     return (*messages, thought.message)
+
+
+def think(
+    question: str,
+    *,
+    endpoints: Sequence[str] = (),
+    model: str | None = None,
+    checkpoint: str | None = None,
+    api_key: str = "",
+    reasoner: str = HEAVY,
+    tell: Callable[[Event], None] | None = None,
+    **options: Any,
+) -> Thought:
+    """Ask one question and wait for the answer; for code that runs no event loop.
+
+    Args:
+        question: what to ask.
+        endpoints, model, checkpoint, api_key: the model; see `open_model`.
+        reasoner: who answers.
+        tell: called with every event.
+        options: of the reasoner.
+
+    Raises:
+        StackloomError: whatever stands in the way.
+
+    Example:
+        >>> think("6 * 7?", endpoints=["http://127.0.0.1:8000/v1"], width=4).message.content
+        '42'
+    """
+    from stackloom.registry import open_registry
+
+    async def run() -> Thought:
+        with open_registry() as registry:
+            made = make_reasoner(registry, reasoner, options)
+            async with open_model(
+                endpoints, model=model, checkpoint=checkpoint, api_key=api_key, registry=registry
+            ) as asked:
+                return await answer(made, Question((Message("user", question),), asked), tell or (lambda event: None))
+
+    return asyncio.run(run())

@@ -65,6 +65,6 @@ class DeepConfConfig(ThinkingConfig):
 
     def fit(self, ctx: FitContext) -> Fit:
         """Refuses the evaluate stage, whose engine reports one log-probability per token."""
-        if ctx.stage == "evaluate" and ctx.stage_options.get("environment") is not None:
+        if ctx.stage == "evaluate" and "temperature" in ctx.stage_options:
             return Fit.no("needs the likeliest tokens' log-probabilities, which the local engine does not report")
         return super().fit(ctx)
