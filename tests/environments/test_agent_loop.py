@@ -74,7 +74,7 @@ def test_answer_without_calls_ends_the_attempt():
         f"<|im_start|>system\nBe brief.{END}\n<|im_start|>user\nGo.{END}\n<|im_start|>assistant\ndone{END}"
     )
     assert said(transcript, chat) == f"done{END}"
-    assert transcript.attempt(episode) == Attempt("done", transcript.messages, tokens=5, reward=Reward(1.0))
+    assert transcript.attempt(episode) == Attempt("done", transcript.messages, 5, Reward(1.0), logprob=-0.5)
     assert len(generator.requests) == 1
 
 
