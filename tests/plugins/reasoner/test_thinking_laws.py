@@ -165,13 +165,13 @@ def test_no_fault_takes_the_call_down_while_two_answer(seed):
     ]
     lines = [Line("The answer is 42."), Line("The answer is 42.")] + [rng.choice(faults) for _ in range(6)]
     rng.shuffle(lines)
-    config = HeavyThinkingConfig(width=8, deadline_s=1.0, summary_reserve_s=0.8)
+    config = HeavyThinkingConfig(width=8, deadline_s=3.0, summary_reserve_s=2.8)
     script = lambda request: Line("The answer is 42.") if is_summary(request) else lines[request.sampling.seed]  # noqa: E731
     start = time.monotonic()
     thought = think(config, script)[2]
     assert thought.message.content == "The answer is 42."
     assert thought.aggregated_by == "summary"
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 3.0
 
 
 def test_deadline_keeps_what_is_there_and_a_late_summary_gives_way_to_the_vote():

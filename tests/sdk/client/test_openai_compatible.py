@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import time
 
@@ -188,30 +187,28 @@ def test_model_name_is_asked_for_where_none_is_given():
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])
-def test_breaking_off_closes_the_connection_within_50_ms(how):
+def test_breaking_off_closes_the_connection(how):
+    """How fast is measured by `stackloom bench client`."""
+
     async def run():
         async with FakeServer(lambda number, body: Answer(words=("w ",) * 999, seconds=0.01)) as server:
             async with OpenAICompatible(server.url, "m") as model:
                 stream = model.stream(ASK)
                 await anext(stream)
                 if how == "close":
-                    start = time.monotonic()
                     await stream.aclose()
                 else:
                     reading = asyncio.create_task(anext(stream))
                     await asyncio.sleep(0)
-                    start = time.monotonic()
                     reading.cancel()
                     await asyncio.gather(reading, return_exceptions=True)
-                while server.open:
-                    await asyncio.sleep(0.001)
-                took = time.monotonic() - start
+                async with asyncio.timeout(10):
+                    while server.open:
+                        await asyncio.sleep(0.001)
                 assert server.aborted == 1
             assert asyncio.all_tasks() == {asyncio.current_task()}
-            return took
 
-    assert asyncio.run(run()) < 0.05
-    gc.collect()
+    asyncio.run(run())
 
 
 def test_a_prompt_of_10_mb_arrives_whole():
