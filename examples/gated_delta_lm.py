@@ -1,8 +1,9 @@
 """A small hybrid language model from nothing: train on real text, export, read back with transformers, sample.
 
 Three layers with the FG2-GDN+ rule to one with full attention, over single bytes. One dial, the steps:
-`python examples/gated_delta_lm.py 200` takes about five minutes on one CPU core.
+`python examples/gated_delta_lm.py 200`.
 """
+# tested with: 12
 
 import importlib
 import sys

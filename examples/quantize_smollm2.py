@@ -4,6 +4,7 @@ One dial, the tokens. `python examples/quantize_smollm2.py 4096` prints a table 
 Calibrated quantizers take minutes each on a CPU; a stack that has run is not run again. Names pick rows:
 `python examples/quantize_smollm2.py 1024 rtn odyssey`.
 """
+# tested with: 512 rtn
 
 import sys
 from pathlib import Path

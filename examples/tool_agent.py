@@ -1,4 +1,5 @@
 """The Python twin of tool_agent.yaml: teach a small model to use a calculator, quantize it, measure each step."""
+# tested with: 2 19
 
 import sys
 

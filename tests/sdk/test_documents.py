@@ -59,19 +59,23 @@ def runs(example: Path, *arguments: str, where: Path = ROOT) -> None:
     assert done.stdout.strip()
 
 
-WITH_A_MODEL = {"tool_agent.py": ("2", "19"), "quantize_smollm2.py": ("512", "rtn")}  # small enough for a test
-OTHERS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name not in WITH_A_MODEL)
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SMALLER = {  # an example that runs a model says what a test shall give it
+    path: found[1].split()
+    for path in EXAMPLES
+    if (found := re.search(r"^# tested with: (.+)$", path.read_text(), re.M))
+}
 
 
-@pytest.mark.parametrize("example", OTHERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("example", [path for path in EXAMPLES if path not in SMALLER], ids=lambda path: path.name)
 def test_every_example_runs(example: Path) -> None:
     runs(example)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_A_MODEL)
-def test_every_example_with_a_model_runs(name: str, tmp_path: Path) -> None:
-    runs(ROOT / "examples" / name, *WITH_A_MODEL[name], where=tmp_path)
+@pytest.mark.parametrize("example", SMALLER, ids=lambda path: path.name)
+def test_every_example_with_a_model_runs(example: Path, tmp_path: Path) -> None:
+    runs(example, *SMALLER[example], where=tmp_path)
 
 
 def test_the_main_job_is_the_same_in_python_and_yaml() -> None:
