@@ -23,6 +23,7 @@ def test_the_catcher_spares_a_kernel_that_stays_within_bounds(python):
     assert (result.returncode, result.stdout) == (0, "unharmed\n"), result.stderr
 
 
+@pytest.mark.slow
 def test_no_triton_kernel_touches_memory_beyond_its_tensors(python, op):
     pytest.importorskip("triton")
     result = python("-m", "stackloom.kernels.tooling.guard_pages", op.name, "triton", interpret=True)

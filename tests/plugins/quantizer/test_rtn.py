@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from stackloom.core.devices import DTYPE_BYTES
 from stackloom.core.errors import ConfigError, FitError
 from stackloom.core.planning import plan
 from stackloom.core.shapes import ModelShape
@@ -419,5 +420,6 @@ def test_adapter_after_a_quantizer_is_a_planned_conflict_and_before_it_is_none(p
 
 def test_plan_counts_the_quantized_copy_beside_the_float_model(planned):
     made = planned(rtn(scheme="w4a8"))
-    copy = RTNConfig(scheme="w4a8", group_size=16).layer_bytes(made.shape, 2)[1]
-    assert made.stages[0].cost.weight_bytes == made.shape.parameters * 2 + copy
+    element = DTYPE_BYTES[made.resources.dtype]
+    copy = RTNConfig(scheme="w4a8", group_size=16).layer_bytes(made.shape, element)[1]
+    assert made.stages[0].cost.weight_bytes == made.shape.parameters * element + copy
