@@ -42,13 +42,14 @@ def test_it_is_whole_and_its_package_is_not_imported(smollm2):
 
 
 @pytest.mark.slow
-def test_it_knows_a_capital_and_stops(smollm2):
-    model, tokenizer = smollm2
+def test_it_knows_a_capital_and_stops(smollm2, exact):
+    tokenizer = smollm2[1]
     chat = HFChatTokenizer(tokenizer)
     prompt = chat.render([Message("user", "What is the capital of France?")], reply=True)
     assert tokenizer.decode(prompt).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert tokenizer.decode(prompt).endswith("What is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
-    (found,) = Engine(model, tokenizer).generate_all([Request(tuple(prompt), Sampling(max_tokens=30))])
+    # in float32: the first two candidates lie 0.08 apart, which is less than a step of bf16 there
+    (found,) = Engine(exact, tokenizer).generate_all([Request(tuple(prompt), Sampling(max_tokens=30))])
     assert (found.text, found.finish) == ("The capital of France is Paris.", "stop")
 
 
