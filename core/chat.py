@@ -180,10 +180,8 @@ def tool_prompt(tools: Sequence[Tool], *, format: str = "hermes", compact: bool 
         format: "hermes", "json" or "pythonic".
         compact: one signature line per tool instead of its JSON Schema.
     """
-    lines = [tool.signature() if compact else json.dumps(tool.to_openai()) for tool in tools]
-    return "You can call these tools:\n<tools>\n{}\n</tools>\n{}".format(
-        "\n".join(lines), find_format(format).instructions
-    )
+    lines = "\n".join(tool.signature() if compact else json.dumps(tool.to_openai()) for tool in tools)
+    return f"You can call these tools:\n<tools>\n{lines}\n</tools>\n{find_format(format).instructions}"
 
 
 def render_call(call: ToolCall, *, format: str = "hermes") -> str:
@@ -204,9 +202,8 @@ def parse_tool_calls(text: str, *, format: str = "hermes") -> Parsed:
         {'a': 1}
     """
     if len(text) > MAX_CALL_CHARS:
-        return Parsed(
-            text, (), (f"the message has {len(text)} characters; at most {MAX_CALL_CHARS} are read for tool calls",)
-        )
+        error = f"the message has {len(text)} characters; at most {MAX_CALL_CHARS} are read for tool calls"
+        return Parsed(text, (), (error,))
     rest, found = find_format(format).extract(text)
     calls: list[ToolCall] = []
     errors: list[str] = []

@@ -80,7 +80,6 @@ class Cost(BaseModel):
         return self.process_bytes + state + self.activation_bytes + self.cache_bytes
 
     def __add__(self, other: Cost) -> Cost:
-        sums = {
-            name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields if name != "trainable"
-        }
+        summed = type(self).model_fields.keys() - {"trainable"}
+        sums = {name: getattr(self, name) + getattr(other, name) for name in summed}
         return Cost(**sums, trainable=self.trainable if other.trainable is None else other.trainable)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from stackloom.core.chat import Message, Tool
-from stackloom.core.errors import ConfigError
+from stackloom.core.errors import ConfigError, StackloomError
 
 
 class ContextFull(ConfigError):
     """A prompt that leaves no room in the model's context: one conversation is too long, the options are fine."""
+
+
+class ServerError(StackloomError):
+    """A model's server refused, broke off or answered nonsense; the request was fine."""
+
+    acts = "whoever runs the server"
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,15 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the likeliest token.
-        top_p, top_k: nucleus and shortlist; 1.0 and 0 leave all tokens.
+        top_p, top_k, min_p: nucleus, shortlist, and the share of the likeliest token's probability that a token needs;
+            1.0, 0 and 0.0 leave all tokens.
         max_tokens: most tokens to generate.
         stop: strings that end the text; they are not part of it.
         seed: the draw of token i of a sequence depends on (seed, key of the request, i) alone.
+        presence_penalty, frequency_penalty: taken off the logit of a token that was generated, once and per time.
+        repetition_penalty: divides the positive logit, and multiplies the negative one, of each token that was read or
+            generated; 1.0 changes nothing.
+        json_schema: JSON Schema, as JSON, that the text follows; empty for free text.
     """
 
     temperature: float = 0.0
@@ -32,6 +43,11 @@ class Sampling:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     seed: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    json_schema: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,11 +57,13 @@ class Request:
     Attributes:
         input_ids: the prompt, at least one token.
         key: names the sequence for its random draws; equal keys and prompts give equal samples.
+        top_logprobs: how many of the likeliest tokens to report per generated token.
     """
 
     input_ids: tuple[int, ...]
     sampling: Sampling = Sampling()
     key: str = ""
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,12 +75,14 @@ class Completion:
         logprobs: natural log-probability of each under the model's own (temperature 1) distribution.
         text: decoded, without what the stop string and special tokens would add.
         finish: "stop" for an end token or stop string, "length" for max_tokens or the model's context.
+        top_logprobs: per generated token the likeliest ones as (id, logprob), likeliest first, where asked for.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     finish: Literal["stop", "length"]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 class Generator(Protocol):
@@ -79,31 +99,79 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True)
-class ChatReply:
-    """What a model behind a chat endpoint said.
+class ChatRequest:
+    """One reply that is asked for.
 
     Attributes:
-        message: with its tool calls.
-        tokens: how many were generated.
-        finish: "stop", or "length" for a message that was cut.
+        messages: the conversation; the reply follows its last message.
+        tools: what the reply may call.
+        top_logprobs: how many of the likeliest tokens to report per token; 0 for none.
+        key: names the reply for its random draws where the model is local.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    sampling: Sampling = Sampling()
+    top_logprobs: int = 0
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a reply.
+
+    Attributes:
+        text, reasoning: what was added to the visible answer, and to what the model thinks before it.
+        tokens: how many tokens the piece stands for.
+        logprobs: natural log-probability of each token of the piece, where they were asked for.
+        top_logprobs: of each token, those of the likeliest candidates.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole reply.
+
+    Attributes:
+        message: the assistant's; reasoning is never part of its content.
+        reasoning: what was thought before it.
+        finish: "length" for a reply that was cut.
+        tokens, prompt_tokens: generated and read; as the server counts them, or else as they were received.
         errors: one sentence per malformed call, fit to be shown to the model.
     """
 
     message: Message
-    tokens: int
-    finish: Literal["stop", "length"] = "stop"
+    reasoning: str = ""
+    finish: Literal["stop", "length", "tool_calls"] = "stop"
+    tokens: int = 0
+    prompt_tokens: int = 0
     errors: tuple[str, ...] = ()
 
 
 class ChatModel(Protocol):
-    """A model that takes messages and tools, as OpenAI-compatible servers do."""
+    """Continues conversations: the local model, or a server behind an API.
 
-    async def chat(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, key: str) -> ChatReply:
-        """Return the next message of a conversation.
+    Attributes:
+        context: tokens that prompt and reply share; None if unknown.
+        top_logprobs: most that a request may ask for.
+    """
+
+    context: int | None
+    top_logprobs: int
+
+    def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Reply]:
+        """Yield pieces and, last, the whole reply. Closing the iterator or cancelling its task ends the generation.
 
         Raises:
-            ContextFull: the conversation leaves no room in the context.
-            ConfigError: what the server refuses otherwise.
+            ContextFull: the prompt leaves no room in the context.
+            ConfigError: a request that can never be answered.
+            ServerError: the server failed.
         """
         ...
 

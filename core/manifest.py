@@ -57,9 +57,7 @@ class Claim(_Table):
     unit: str = Field("", description="unit of the metric")
     paper: float | None = Field(None, description="the paper's value; absent for an identity or a direction")
     better: Literal["higher", "lower", "equal"] = Field("equal", description="direction of the claim")
-    tolerance: float = Field(
-        0.0, ge=0, description="what counts as reproduced: largest distance from the paper's value"
-    )
+    tolerance: float = Field(0.0, ge=0, description="counts as reproduced: largest distance from the paper's value")
     scales: tuple[Literal["cpu", "cpu-full", "gpu"], ...] = Field(
         ("cpu",), description="scales that it can run at", min_length=1
     )
@@ -72,9 +70,7 @@ class Manifest(_Table):
     """
 
     id: str = Field(description="<slot>.<technique>, lower case with hyphens", pattern=rf"^{_NAME}\.{_NAME}$")
-    slot_api: str = Field(
-        description="the slot's contract and its version: 'optimizer/1'", pattern=rf"^{_NAME}/[0-9]+$"
-    )
+    slot_api: str = Field(description="the slot's contract and version: 'optimizer/1'", pattern=rf"^{_NAME}/[0-9]+$")
     config: str = Field(description="module:class of the ComponentConfig, torch-free", pattern=rf"^{_TARGET}$")
     component: str = Field(description="module:name of what config.build() constructs", pattern=rf"^{_TARGET}$")
     summary: str = Field(description="one line for lists", min_length=1, max_length=160)
@@ -83,9 +79,7 @@ class Manifest(_Table):
     paper: Paper | None = Field(None, description="absent for a technique without one")
     licence: str = Field(description="SPDX expression of the plugin's code", min_length=1)
     lifecycle: Lifecycle = Field("experimental", description="what users may rely on")
-    determinism: Determinism = Field(
-        description="exact: bit-equal anywhere; same-machine: on one machine and build; statistical"
-    )
+    determinism: Determinism = Field(description="exact: bit-equal anywhere; same-machine: on one build; statistical")
     keywords: tuple[str, ...] = Field((), description="words that search should find")
     needs: dict[str, str] = Field(default_factory=dict, description="distribution name to version specifier")
     can: Can = Field(default_factory=Can)
@@ -178,9 +172,7 @@ def parse_manifest(table: Mapping[str, Any], source: str) -> Manifest:
     try:
         return Manifest.model_validate(table)
     except ValidationError as error:
-        raise ManifestError(
-            source, [(dotted(item["loc"]), explain(item, Manifest)) for item in error.errors()]
-        ) from None
+        raise ManifestError(source, [(dotted(one["loc"]), explain(one, Manifest)) for one in error.errors()]) from None
 
 
 def dotted(location: tuple[int | str, ...]) -> str:

@@ -196,9 +196,7 @@ class Plan(_Part):
                 continue
             planned, found = (part.distribution, part.version), (record.distribution, record.version)
             if planned != found:
-                drift.append(
-                    ConfigError(f"planned with {' '.join(planned)}, installed is {' '.join(found)}", where=plugin)
-                )
+                drift.append(ConfigError(f"planned: {' '.join(planned)}, installed: {' '.join(found)}", where=plugin))
             elif part.digest != record.digest:
                 drift.append(
                     ConfigError(

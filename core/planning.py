@@ -61,9 +61,7 @@ def plan(
     resources = spec.resources.on(target)
     errors: list[StackloomError] = []
     model = _resolve(spec.model, "model", "model", catalogue, errors)
-    stages = [
-        _resolve_stage(index, stage.kind, stage.options, catalogue, errors) for index, stage in enumerate(spec.stages)
-    ]
+    stages = [_resolve_stage(index, one.kind, one.options, catalogue, errors) for index, one in enumerate(spec.stages)]
     trackers = [
         part
         for index, ref in enumerate(spec.trackers)

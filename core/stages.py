@@ -65,14 +65,10 @@ class Train(StageConfig):
     steps: int = option(description="optimizer steps", unit="steps", gt=0, le=100_000_000)
     batch_size: int = option(8, "sequences per optimizer step, over all workers", unit="sequences", gt=0)
     micro_batch_size: int = option(1, "sequences of one forward pass on one worker", unit="sequences", gt=0)
-    sequence_length: int = option(
-        1024, "tokens per sequence; examples are packed into it", unit="tokens", gt=1, le=16_777_216
-    )
+    sequence_length: int = option(1024, "tokens per sequence; packed with examples", unit="tokens", gt=1, le=16_777_216)
     schedule: Literal["constant", "cosine", "linear"] = option("cosine", "shape of the learning rate after warm-up")
     warmup_steps: int = option(0, "steps over which the learning rate rises from zero", unit="steps", ge=0)
-    final_lr_fraction: float = option(
-        0.1, "learning rate at the end, relative to its peak", unit="fraction", ge=0, le=1
-    )
+    final_lr_fraction: float = option(0.1, "last learning rate, relative to its peak", unit="fraction", ge=0, le=1)
     clip_norm: float | None = option(1.0, "largest gradient norm; null never clips", gt=0)
     checkpoint_every: int = option(50, "steps between two checkpoints", unit="steps", gt=0)
 
@@ -190,9 +186,7 @@ class Transform(StageConfig):
     transform: Annotated[tuple[Ref | ComponentConfig, ...], RefTo("transform", many="list")] = option(
         description="what rewrites the weights, one after the other", min_length=1
     )
-    data: Annotated[Ref | ComponentConfig, RefTo("data")] = option(
-        description="tokens that the invariant is checked on"
-    )
+    data: Annotated[Ref | ComponentConfig, RefTo("data")] = option(description="tokens to check the invariant on")
     sequences: int = option(4, "sequences of the check", unit="sequences", gt=0)
     sequence_length: int = option(256, "tokens of each", unit="tokens", gt=1)
 
@@ -265,7 +259,7 @@ class Evaluate(StageConfig):
         False, "on the data also: divergence from, and paired losses against, the model before quantization"
     )
     cloze: int = option(
-        0, "on the data also: multiple-choice items, the text's continuation among others", unit="items", ge=0
+        0, "multiple-choice items on the data, the text's continuation among others", unit="items", ge=0
     )
 
     @model_validator(mode="after")
@@ -310,9 +304,7 @@ class Export(StageConfig):
         "hf", "hf: quantized weights are written dequantized; compressed-tensors: as integers with float scales"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = option("bfloat16", "of the written floats, scales excepted")
-    weights_only: bool = option(
-        False, "compressed-tensors alone: leave out int8 activations, so that int4 weights take half a byte"
-    )
+    weights_only: bool = option(False, "compressed-tensors alone: no int8 activations; int4 weights take half a byte")
 
     @model_validator(mode="after")
     def _reads_every_option(self) -> Export:

@@ -11,7 +11,17 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from stackloom.core.chat import Message, Parsed, ToolCall, find_format, parse_tool_calls
 from stackloom.core.errors import ConfigError, FitError
-from stackloom.core.generation import ChatModel, ChatTokenizer, ContextFull, Generator, Request, Sampling
+from stackloom.core.generation import (
+    ChatModel,
+    ChatRequest,
+    ChatTokenizer,
+    ContextFull,
+    Generator,
+    Reply,
+    Request,
+    Sampling,
+    ServerError,
+)
 from stackloom.core.slots.environment import Episode, Reward, Task, ToolError
 from stackloom.core.slots.reasoner import Attempt
 from stackloom.environments.users import User
@@ -139,6 +149,9 @@ async def play_chat(
     """Let a model behind a chat endpoint attempt a task; see `play`.
 
     The server renders and parses, so the transcript holds messages and no tokens: it can be judged, not trained on.
+
+    Raises:
+        ServerError: the server failed; nothing is wrong with the attempt, which must not be scored.
     """
     return await _attempt(task, episode, _ChatVoice(task, model), sampling, turns, tokens, key, user, limits)
 
@@ -334,11 +347,19 @@ class _ChatVoice:
 
     async def say(self, sampling: Sampling, key: str) -> tuple[Parsed, Finish | None]:
         """Ask for a message."""
-        reply = await self._model.chat(self._messages, self._task.tools, sampling, key)
+        reply = await self._ask(ChatRequest(tuple(self._messages), tuple(self._task.tools), sampling, key=key))
         self.generated += reply.tokens
         self._messages.append(reply.message)
         cut: Finish | None = "tokens" if reply.finish == "length" else None
         return Parsed(reply.message.content.strip(), reply.message.tool_calls, reply.errors), cut
+
+    async def _ask(self, request: ChatRequest) -> Reply:
+        reply = None
+        async for piece in self._model.stream(request):
+            reply = piece if isinstance(piece, Reply) else None
+        if reply is None:
+            raise ServerError("the reply broke off", where="model")
+        return reply
 
     def hear(self, messages: Sequence[Message]) -> None:
         """Append to the conversation."""

@@ -18,9 +18,9 @@ from stackloom.client.transport import make_http
 from stackloom.core.chat import Message
 from stackloom.core.devices import find_device
 from stackloom.core.errors import EngineError
+from stackloom.core.generation import ChatRequest, Reply
 from stackloom.plugins.reasoner.heavy_thinking.config import HeavyThinkingConfig
 from stackloom.plugins.reasoner.question import Question, Thought
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Reply
 
 BARS = {8: 1.15, 64: 1.25}  # wall time over the bare transport's, by calls in flight
 CANCEL_BAR_SECONDS = 0.05

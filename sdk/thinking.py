@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from stackloom.core.chat import Message
 from stackloom.core.errors import ConfigError, EngineError
+from stackloom.core.generation import ChatModel
 from stackloom.plugins.reasoner.question import Event, Question, Thought
-from stackloom.plugins.reasoner.streaming_model import StreamingModel
 
 if TYPE_CHECKING:
     from stackloom.registry import Registry
@@ -28,7 +28,7 @@ async def open_model(
     registry: Registry | None = None,
     http: str = "httpx2",
     context: int | None = None,
-) -> AsyncIterator[StreamingModel]:
+) -> AsyncIterator[ChatModel]:
     """Open the model that is asked: behind servers, or a checkpoint on this machine.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from stackloom.core.chat import Message
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import Sampling
+from stackloom.core.generation import ChatRequest, Delta, Reply, Sampling, ServerError
 from stackloom.core.slots.reasoner import Attempt, Attempts
 from stackloom.plugins.reasoner.answers import Equality
 from stackloom.plugins.reasoner.question import (
@@ -23,7 +23,6 @@ from stackloom.plugins.reasoner.question import (
     Thought,
     Trajectory,
 )
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply, ServerError
 from stackloom.plugins.reasoner.thinkers import Budget, Emit, OutOfTokens, Round, Spoken, Watch, relay, speak
 from stackloom.plugins.reasoner.thinking_config import ThinkingConfig
 from stackloom.plugins.reasoner.votes import Ballot, believed, decided, settled, tally, winner

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from stackloom.core.chat import Message, Tool, ToolCall
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Reply, StreamingModel
+from stackloom.core.generation import ChatModel, ChatRequest, Reply
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Question:
     """
 
     messages: tuple[Message, ...]
-    thinker: StreamingModel
-    summarizer: StreamingModel | None = None
+    thinker: ChatModel
+    summarizer: ChatModel | None = None
     tools: tuple[Tool, ...] = ()
     read_only: frozenset[str] = frozenset()
     snapshot: Callable[[], Callable[[ToolCall], str]] | None = None

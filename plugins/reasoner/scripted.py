@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from stackloom.core.chat import Message, ToolCall
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply
+from stackloom.core.generation import ChatRequest, Delta, Reply
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Line:
 
 @dataclass
 class ScriptedModel:
-    """Fulfils `plugins.reasoner.streaming_model.StreamingModel`.
+    """Fulfils `core.generation.ChatModel`.
 
     Args:
         script: the reply to a request, which it may read; seeds tell thinkers apart.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 
 from stackloom.core.chat import Message, ToolCall
 from stackloom.core.errors import StackloomError
+from stackloom.core.generation import ChatModel, ChatRequest, Delta, Reply, ServerError
 from stackloom.core.slots.environment import ToolError
 from stackloom.plugins.reasoner.answers import ExtractorName, extract
 from stackloom.plugins.reasoner.question import Ended, Event, Question, Thinking, Trajectory
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply, ServerError, StreamingModel
 
 Emit = Callable[[Event], None]
 Watch = Callable[[int, Delta], bool]
@@ -65,7 +65,7 @@ class Unneeded(Exception):
 
 
 async def speak(
-    model: StreamingModel, request: ChatRequest, budget: Budget, heard: Spoken, tell: Callable[[Delta], None]
+    model: ChatModel, request: ChatRequest, budget: Budget, heard: Spoken, tell: Callable[[Delta], None]
 ) -> Reply:
     """Make one call; `heard` and the budget follow what arrives, whatever ends it.
 
@@ -232,7 +232,7 @@ class Round:
                 continue
             finish = reply.finish
             if not (reply.message.content.strip() or calls):
-                finish, error = "failed", "an empty answer"
+                finish, error = "failed", next(iter(reply.errors), "an empty answer")
             elif finish == "length":
                 error = "cut before its end"
             else:

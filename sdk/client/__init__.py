@@ -1,1 +1,1 @@
-"""Models behind OpenAI-compatible servers, as `plugins.reasoner.streaming_model.StreamingModel`."""
+"""Models behind OpenAI-compatible servers, as `core.generation.ChatModel`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 
-from stackloom.plugins.reasoner.streaming_model import ServerError
+from stackloom.core.generation import ServerError
 
 MAX_EVENT = 8 * 1024**2
 TAGS = {"<think>": "</think>", "<longcat_think>": "</longcat_think>", "<thinking>": "</thinking>"}

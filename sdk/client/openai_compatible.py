@@ -20,8 +20,7 @@ from stackloom.client.event_stream import EventStream, ReasoningSplitter, split
 from stackloom.client.transport import make_http
 from stackloom.core.chat import Message, ToolCall
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import ContextFull
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply, ServerError
+from stackloom.core.generation import ChatRequest, ContextFull, Delta, Reply, Sampling, ServerError
 
 RETRIED = frozenset({429, 500, 502, 503, 504})
 FULL = re.compile(
@@ -75,7 +74,7 @@ class _Reading:
 
 
 class OpenAICompatible:
-    """Fulfils `plugins.reasoner.streaming_model.StreamingModel` over `POST /chat/completions`, always streaming.
+    """Fulfils `core.generation.ChatModel` over `POST /chat/completions`, always streaming.
 
     Each call goes to the server with the fewest calls under way. What fails before the first byte of a reply is made
     again after a jittered wait (or the server's Retry-After), on another server where there is one; what fails later is
@@ -157,7 +156,7 @@ class OpenAICompatible:
             ) from cause
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Reply]:
-        """Yield pieces and, last, the whole reply; see `plugins.reasoner.streaming_model.StreamingModel.stream`."""
+        """Yield pieces and, last, the whole reply; see `core.generation.ChatModel.stream`."""
         if self.model is None:
             self.model = next(iter(await self.models()), "default")
         body = self._body(request)
@@ -201,8 +200,13 @@ class OpenAICompatible:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if sampling.top_k:
-            body["top_k"] = sampling.top_k
+        neutral = Sampling()
+        for name in ("top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+            if (value := getattr(sampling, name)) != getattr(neutral, name):
+                body[name] = value
+        if sampling.json_schema:
+            schema = {"name": "reply", "strict": True, "schema": json.loads(sampling.json_schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if request.tools:
@@ -388,7 +392,7 @@ def _reply(server: Server, reading: _Reading) -> Reply:
     """Return the whole reply.
 
     Raises:
-        ServerError: it ended without saying why and without a word, or calls a tool with what is no JSON.
+        ServerError: it ended without saying why.
     """
     text, reasoning = "".join(reading.text), "".join(reading.reasoning)
     if not reasoning:
@@ -405,8 +409,9 @@ def _reply(server: Server, reading: _Reading) -> Reply:
                 ],
             }
         ).tool_calls
-    except ConfigError as cause:
-        raise ServerError(cause.reason, where=server.url) from None
+        errors: tuple[str, ...] = ()
+    except ConfigError as cause:  # the model's mistake, not the server's
+        calls, errors = (), (cause.reason,)
     counted = reading.usage.get("completion_tokens")
     prompt = reading.usage.get("prompt_tokens")
     return Reply(
@@ -415,6 +420,7 @@ def _reply(server: Server, reading: _Reading) -> Reply:
         "tool_calls" if calls else "length" if reading.finish == "length" else "stop",
         counted if type(counted) is int and counted >= 0 else reading.tokens,
         prompt if type(prompt) is int and prompt >= 0 else 0,
+        errors,
     )
 
 

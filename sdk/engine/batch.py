@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,11 +13,27 @@ from transformers import PreTrainedTokenizerBase
 
 from stackloom.core.errors import EngineError
 from stackloom.core.generation import Completion, Request
+from stackloom.engine.grammar import Grammar
 from stackloom.engine.runner import Runner
-from stackloom.engine.sampling import choose, uniform
+from stackloom.engine.sampling import Choice, Chosen, choose, uniform
 from stackloom.engine.text import GrowingText
 
 PROMPT_TOKENS = 4096  # prompts computed together hold at most this many tokens, or are a single one
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that has become certain, and the tokens since the piece before it.
+
+    Attributes:
+        text: whole characters, never part of a stop string; may be empty at the end.
+        token_ids, logprobs, top_logprobs: as in `core.generation.Completion`.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
 
 
 class Generation:
@@ -27,6 +44,7 @@ class Generation:
         end_tokens: ids that end it.
         room: most tokens to generate.
         tokenizer: decodes the text.
+        grammar: what its text follows; None for free text.
         on_piece: called with each piece of text as it becomes certain.
         on_done: called once, when `completion` or `error` is set.
     """
@@ -38,16 +56,19 @@ class Generation:
         end_tokens: frozenset[int],
         room: int,
         tokenizer: PreTrainedTokenizerBase,
-        on_piece: Callable[[str], None] | None = None,
+        grammar: Grammar | None = None,
+        on_piece: Callable[[Piece], None] | None = None,
         on_done: Callable[[Generation], None] | None = None,
     ) -> None:
         self.request, self.room, self.end_tokens = request, room, end_tokens
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
+        self.likeliest: list[tuple[tuple[int, float], ...]] = []
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self.cancelled = False
         self._tokenizer, self._on_piece, self._on_done = tokenizer, on_piece, on_done
+        self._grammar, self._told = grammar, 0
         self._text = GrowingText(tokenizer, request.sampling.stop)
         self._follows_text = on_piece is not None or bool(request.sampling.stop)
 
@@ -60,13 +81,34 @@ class Generation:
         """Give up; the row is free from the next step on."""
         self.cancelled = True
 
-    def accept(self, token: int, logprob: float) -> None:
-        """Take the next token."""
+    def choice(self) -> Choice:
+        """Return how its next token is chosen.
+
+        Raises:
+            EngineError: its grammar allows none.
+        """
+        request, sampling = self.request, self.request.sampling
+        number = uniform(sampling.seed, request.key, len(self.token_ids)) if sampling.temperature > 0 else 0.0
+        allowed = None if self._grammar is None else self._grammar.allowed()
+        return Choice(sampling, number, request.input_ids, self.token_ids, allowed, request.top_logprobs)
+
+    def accept(self, chosen: Chosen) -> None:
+        """Take the next token.
+
+        Raises:
+            EngineError: its grammar cannot go on.
+        """
+        token = chosen.token
         self.token_ids.append(token)
-        self.logprobs.append(logprob)
-        if self._follows_text:
-            self._tell(self._text.append(token))
-        if self._text.stopped or token in self.end_tokens:
+        self.logprobs.append(chosen.logprob)
+        if self.request.top_logprobs:
+            self.likeliest.append(chosen.likeliest)
+        if self._grammar is not None:
+            self._grammar.accept(token)
+        if self._follows_text and (text := self._text.append(token)):
+            self._tell(text)
+        over = self._grammar is not None and self._grammar.complete
+        if over or self._text.stopped or token in self.end_tokens:
             self._complete("stop")
         elif len(self.token_ids) >= self.room:
             self._complete("length")
@@ -80,20 +122,27 @@ class Generation:
 
     def _complete(self, finish: Literal["stop", "length"]) -> None:
         if self._follows_text:
-            self._tell(self._text.finish())
+            text, untold = self._text.finish(), self._told < len(self.token_ids)
+            if text or untold:
+                self._tell(text)
             text = self._text.text
             finish = "stop" if self._text.stopped else finish
         else:
             text = str(
                 self._tokenizer.decode(self.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             )
-        self.completion = Completion(tuple(self.token_ids), tuple(self.logprobs), text, finish)
+        likeliest = tuple(self.likeliest)
+        self.completion = Completion(tuple(self.token_ids), tuple(self.logprobs), text, finish, likeliest)
         if self._on_done is not None:
             self._on_done(self)
 
-    def _tell(self, piece: str) -> None:
-        if piece and self._on_piece is not None:
-            self._on_piece(piece)
+    def _tell(self, text: str) -> None:
+        if self._on_piece is not None:
+            new = slice(self._told, len(self.token_ids))
+            self._told = len(self.token_ids)
+            self._on_piece(
+                Piece(text, tuple(self.token_ids[new]), tuple(self.logprobs[new]), tuple(self.likeliest[new]))
+            )
 
 
 class Batch:
@@ -175,11 +224,19 @@ class Batch:
             self.waiting.popleft()
 
     def _advance(self, generations: Sequence[Generation], logits_NV: Tensor) -> None:
-        draws = []
+        """Give each sequence its next token; one whose grammar breaks ends alone."""
+        choices = []
         for generation in generations:
-            request, position = generation.request, len(generation.token_ids)
-            drawn = request.sampling.temperature > 0
-            draws.append((request.sampling, uniform(request.sampling.seed, request.key, position) if drawn else 0.0))
-        ids, logprobs = choose(logits_NV, draws, one_by_one=self.deterministic)
-        for generation, token, logprob in zip(generations, ids, logprobs, strict=True):
-            generation.accept(token, logprob)
+            try:
+                choices.append(generation.choice())
+            except EngineError as error:
+                generation.fail(error)
+                choices.append(Choice(generation.request.sampling))
+        for generation, chosen in zip(
+            generations, choose(logits_NV, choices, one_by_one=self.deterministic), strict=True
+        ):
+            if not generation.done:
+                try:
+                    generation.accept(chosen)
+                except EngineError as error:
+                    generation.fail(error)

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackloom.core.errors import ConfigError
 from stackloom.core.generation import Completion, Request
-from stackloom.engine.batch import Batch, Generation
+from stackloom.engine.batch import Batch, Generation, Piece
 from stackloom.engine.decoder import Decoder, supports
+from stackloom.engine.grammar import Grammars
 from stackloom.engine.requests import check_request
 from stackloom.engine.runner import RowByRow, Runner
 
@@ -69,6 +70,7 @@ class Engine:
         self.end_tokens = _end_tokens(self.model, tokenizer) if end_tokens is None else frozenset(end_tokens)
         if unknown := [token for token in self.end_tokens if not 0 <= token < self.vocabulary]:
             raise ConfigError(f"{unknown[0]} is no token id of this model", where="end_tokens")
+        self._grammars = Grammars(tokenizer, self.vocabulary, self.end_tokens)
         self._batch = Batch(self._runner(), max_batch=max_batch, deterministic=deterministic)
         self._stepping = Lock()
         self._thread: ThreadPoolExecutor | None = None
@@ -97,13 +99,13 @@ class Engine:
         return _result(generation)
 
     def stream(self, request: Request) -> TextStream:
-        """Return an async iterator over the text of one sequence; see `TextStream`. To be called in a running loop.
+        """Return an async iterator over the pieces of one sequence; see `TextStream`. To be called in a running loop.
 
         Raises:
             ConfigError: as `generate` does.
         """
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         generation = self._generation(
             request,
             on_piece=lambda piece: _call(loop, lambda: pieces.put_nowait(piece)),
@@ -184,13 +186,13 @@ class Engine:
         request: Request,
         *,
         where: str = "request",
-        on_piece: Callable[[str], None] | None = None,
+        on_piece: Callable[[Piece], None] | None = None,
         on_done: Callable[[Generation], None] | None = None,
     ) -> Generation:
         check_request(request, vocabulary=self.vocabulary, context=self.context, where=where)
         added = self.tokenizer.get_added_vocab()
         ends = {added[stop] for stop in request.sampling.stop if stop in added}
-        room = request.sampling.max_tokens
+        room, schema = request.sampling.max_tokens, request.sampling.json_schema
         if self.context is not None:
             room = min(room, self.context - len(request.input_ids))
         return Generation(
@@ -198,6 +200,7 @@ class Engine:
             end_tokens=self.end_tokens | ends,
             room=room,
             tokenizer=self.tokenizer,
+            grammar=self._grammars.follow(schema, where=f"{where}.sampling.json_schema") if schema else None,
             on_piece=on_piece,
             on_done=on_done,
         )
@@ -247,16 +250,16 @@ class _Driver:
 
 
 class TextStream:
-    """Pieces of one sequence's text, as they become certain: whole characters, never part of a stop string.
+    """Pieces of one sequence, as their text becomes certain; together they hold every token.
 
     Leaving the loop early and dropping the stream frees its row. `completion` is set once the pieces are over.
 
     Example:
         >>> async for piece in engine.stream(request):
-        ...     print(piece, end="")
+        ...     print(piece.text, end="")
     """
 
-    def __init__(self, generation: Generation, pieces: asyncio.Queue[str | None]) -> None:
+    def __init__(self, generation: Generation, pieces: asyncio.Queue[Piece | None]) -> None:
         self._generation, self._pieces = generation, pieces
         self.completion: Completion | None = None
         self._over = False
@@ -264,7 +267,7 @@ class TextStream:
     def __aiter__(self) -> TextStream:
         return self
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> Piece:
         if self._over:
             raise StopAsyncIteration
         try:

@@ -7,6 +7,9 @@ import math
 from stackloom.core.errors import ConfigError
 from stackloom.core.generation import ContextFull, Request, Sampling
 
+TOP_LOGPROBS = 20
+"""Most of the likeliest tokens that a request may ask for."""
+
 
 def check_request(request: Request, *, vocabulary: int, context: int | None, where: str = "request") -> None:
     """Refuse a request that cannot be computed.
@@ -39,6 +42,10 @@ def check_request(request: Request, *, vocabulary: int, context: int | None, whe
         )
     if not isinstance(request.key, str):
         raise ConfigError(f"key is {type(request.key).__name__}, not text", where=f"{where}.key")
+    if type(request.top_logprobs) is not int or not 0 <= request.top_logprobs <= TOP_LOGPROBS:
+        raise ConfigError(
+            f"top_logprobs is {request.top_logprobs!r}", where=f"{where}.top_logprobs", fix=f"0 to {TOP_LOGPROBS}"
+        )
     check_sampling(request.sampling, where=f"{where}.sampling")
 
 
@@ -54,6 +61,11 @@ def check_sampling(sampling: Sampling, *, where: str = "sampling") -> None:
         ("top_k", type(sampling.top_k) is int and sampling.top_k >= 0, "a whole number, 0 for all tokens"),
         ("max_tokens", type(sampling.max_tokens) is int and sampling.max_tokens >= 1, "a whole number, at least 1"),
         ("seed", type(sampling.seed) is int, "a whole number"),
+        ("min_p", _number(sampling.min_p) and 0 <= sampling.min_p <= 1, "0 to 1"),
+        ("presence_penalty", _number(sampling.presence_penalty), "a number"),
+        ("frequency_penalty", _number(sampling.frequency_penalty), "a number"),
+        ("repetition_penalty", _number(sampling.repetition_penalty) and sampling.repetition_penalty > 0, "above 0"),
+        ("json_schema", isinstance(sampling.json_schema, str), "JSON, as text"),
         (
             "stop",
             isinstance(sampling.stop, tuple) and all(isinstance(stop, str) and stop for stop in sampling.stop),

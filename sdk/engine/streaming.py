@@ -1,4 +1,4 @@
-"""`LocalModel`: the local engine as a `plugins.reasoner.streaming_model.StreamingModel`."""
+"""`LocalModel`: the local engine as a `core.generation.ChatModel`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from stackloom.client.event_stream import ReasoningSplitter, split
 from stackloom.core.chat import Message, parse_tool_calls, tool_prompt
-from stackloom.core.errors import ConfigError
-from stackloom.core.generation import ChatTokenizer, Request
+from stackloom.core.generation import ChatRequest, ChatTokenizer, Delta, Reply, Request
 from stackloom.engine.engine import Engine
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply
+from stackloom.engine.requests import TOP_LOGPROBS
 
 
 class LocalModel:
@@ -27,15 +26,14 @@ class LocalModel:
         ...     print(piece)
     """
 
-    top_logprobs = 0
-    """The engine reports the log-probability of the token that it chose, and of no other."""
+    top_logprobs = TOP_LOGPROBS
 
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer) -> None:
         self._engine, self._tokenizer = engine, tokenizer
         self.context = engine.context
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Reply]:
-        """Yield pieces and, last, the whole reply; see `plugins.reasoner.streaming_model.StreamingModel.stream`."""
+        """Yield pieces and, last, the whole reply; see `core.generation.ChatModel.stream`."""
         messages = request.messages
         if request.tools:
             given = Message("system", tool_prompt(request.tools))
@@ -43,14 +41,15 @@ class LocalModel:
                 given = replace(messages[0], content=f"{messages[0].content}\n\n{given.content}")
                 messages = messages[1:]
             messages = (given, *messages)
-        if request.top_logprobs > 1:
-            raise ConfigError("the local engine does not report the likeliest tokens", where="top_logprobs")
         ids = tuple(self._tokenizer.render(messages, reply=True))
         splitter = ReasoningSplitter()
-        async with aclosing(self._engine.stream(Request(ids, request.sampling))) as pieces:
+        wanted = Request(ids, request.sampling, request.key, request.top_logprobs)
+        async with aclosing(self._engine.stream(wanted)) as pieces:
             async for piece in pieces:
-                visible, reasoning = splitter.feed(piece)
-                yield Delta(visible, reasoning, 1)
+                visible, reasoning = splitter.feed(piece.text)
+                likeliest = tuple(tuple(logprob for _, logprob in found) for found in piece.top_logprobs)
+                asked = piece.logprobs if request.top_logprobs else ()
+                yield Delta(visible, reasoning, len(piece.token_ids), asked, likeliest)
             completion = pieces.completion
         assert completion is not None
         text, reasoning = split(completion.text)
@@ -59,8 +58,6 @@ class LocalModel:
             message = Message("assistant", parsed.text, parsed.calls)
         else:
             message = Message("assistant", text)
-        # Known only now: the engine holds back tokens that are no whole character yet.
-        if request.top_logprobs:
-            yield Delta(logprobs=completion.logprobs)
         finish = "tool_calls" if message.tool_calls else completion.finish
-        yield Reply(message, reasoning, finish, len(completion.token_ids), len(ids))
+        errors = parsed.errors if parsed is not None else ()
+        yield Reply(message, reasoning, finish, len(completion.token_ids), len(ids), errors)

@@ -339,7 +339,7 @@ def test_a_saved_plan_refuses_another_version_and_a_missing_plugin(site) -> None
     with pytest.raises(ErrorGroup) as caught:
         made.verify(site)
     text = str(caught.value)
-    assert "planned with dist-optimizer-plain 1.0, installed is dist-optimizer-plain 2.0" in text
+    assert "planned: dist-optimizer-plain 1.0, installed: dist-optimizer-plain 2.0" in text
     assert "data.lines" in text
 
 

@@ -4,8 +4,10 @@ import asyncio
 import time
 from dataclasses import replace
 
+import pytest
+
 from stackloom.core.chat import Message, Tool, ToolCall, render_call
-from stackloom.core.generation import ChatReply, ContextFull, Sampling
+from stackloom.core.generation import ContextFull, Delta, Reply, Sampling, ServerError
 from stackloom.core.slots.environment import Reward, Task, ToolError
 from stackloom.environments.agent_loop import Limits, play, play_chat
 from stackloom.testing import ByteChat, ScriptedGenerator
@@ -79,12 +81,14 @@ class Endpoint:
     def __init__(self, *script):
         self._script, self.seen = list(script), []
 
-    async def chat(self, messages, tools, sampling, key):
-        self.seen.append((list(messages), list(tools), sampling, key))
+    async def stream(self, request):
+        self.seen.append(request)
         reply = self._script[len(self.seen) - 1]
         if isinstance(reply, Exception):
             raise reply
-        return reply
+        yield Delta("some")
+        if reply is not None:
+            yield reply
 
 
 def asked(model, turns=3, **options):
@@ -95,22 +99,24 @@ def asked(model, turns=3, **options):
 
 def test_a_model_behind_a_chat_endpoint_plays_the_same_game():
     made = Message("assistant", "", (ToolCall("echo", {"text": "a"}, "id7"), ToolCall("echo", {"text": "b"}, "id8")))
-    model = Endpoint(ChatReply(made, 9), ChatReply(Message("assistant", "done"), 2))
+    model = Endpoint(Reply(made, tokens=9), Reply(Message("assistant", "done"), tokens=2))
     transcript, episode = asked(model, tokens=40)
     assert (transcript.finish, episode.heard, transcript.token_ids) == ("answered", ["a", "b"], ())
-    assert [message.tool_call_id for message in model.seen[1][0][2:]] == ["id7", "id8"]
-    assert [sampling.max_tokens for _, _, sampling, _ in model.seen] == [40, 31]
-    assert [key for *_, key in model.seen] == ["k/0", "k/1"]
+    assert [message.tool_call_id for message in model.seen[1].messages[2:]] == ["id7", "id8"]
+    assert [request.sampling.max_tokens for request in model.seen] == [40, 31]
+    assert [request.key for request in model.seen] == ["k/0", "k/1"]
     assert transcript.attempt(episode).reward == Reward(1.0)
 
 
 def test_cut_messages_full_contexts_and_malformed_calls_end_as_they_do_with_tokens():
-    cut, _ = asked(Endpoint(ChatReply(Message("assistant", "do"), 50, "length")))
+    cut, _ = asked(Endpoint(Reply(Message("assistant", "do"), finish="length", tokens=50)))
     assert cut.finish == "tokens"
     full, _ = asked(Endpoint(ContextFull("no room")))
     assert full.finish == "context"
-    broken = ChatReply(Message("assistant", ""), 3, errors=("arguments of 'echo' are no JSON object",))
-    told, _ = asked(Endpoint(broken, ChatReply(Message("assistant", "done"), 2)))
+    with pytest.raises(ServerError, match="broke off"):
+        asked(Endpoint(None))
+    broken = Reply(Message("assistant", ""), tokens=3, errors=("arguments of 'echo' are no JSON object",))
+    told, _ = asked(Endpoint(broken, Reply(Message("assistant", "done"), tokens=2)))
     assert told.messages[1] == Message("tool", "Error: arguments of 'echo' are no JSON object")
-    spent, _ = asked(Endpoint(replace(broken, tokens=50), ChatReply(Message("assistant", "done"), 2)), tokens=50)
+    spent, _ = asked(Endpoint(replace(broken, tokens=50), Reply(Message("assistant", "done"), tokens=2)), tokens=50)
     assert spent.finish == "tokens"

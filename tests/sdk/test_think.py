@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from stackloom.cli import make_app
 from stackloom.core.chat import Message
 from stackloom.core.errors import ConfigError, ErrorGroup
+from stackloom.core.generation import ServerError
 from stackloom.plugins.reasoner.question import Ended, Summarizing, Thinking, Thought, Trajectory
-from stackloom.plugins.reasoner.streaming_model import ServerError
 from stackloom.testing.fake_server import Answer, FakeServer
 from stackloom.thinking_view import Watching, save
 

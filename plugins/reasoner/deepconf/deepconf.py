@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from stackloom.core.chat import Message
 from stackloom.core.errors import ConfigError
+from stackloom.core.generation import Delta
 from stackloom.core.slots.reasoner import Attempt, Attempts, Solution
 from stackloom.plugins.reasoner.deepconf.config import DeepConfConfig
 from stackloom.plugins.reasoner.parallel import ParallelThinking, ballots, make_attempts
 from stackloom.plugins.reasoner.question import Ask, Notice, Question, Trajectory
-from stackloom.plugins.reasoner.streaming_model import Delta
 from stackloom.plugins.reasoner.thinkers import Budget, Emit
 from stackloom.plugins.reasoner.votes import winner
 

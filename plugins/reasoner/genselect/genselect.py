@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 
 from stackloom.core.chat import Message, render_call
-from stackloom.core.generation import Sampling
+from stackloom.core.generation import ChatRequest, Sampling
 from stackloom.core.slots.reasoner import Attempts, Solution
 from stackloom.plugins.reasoner.genselect.config import GenSelectConfig
 from stackloom.plugins.reasoner.parallel import ParallelThinking, ballots, make_attempts
 from stackloom.plugins.reasoner.question import Ask, Question, Trajectory
-from stackloom.plugins.reasoner.streaming_model import ChatRequest
 from stackloom.plugins.reasoner.votes import winner
 
 INSTRUCTION = """\

@@ -10,9 +10,9 @@ from typing import Any
 
 from stackloom.core.chat import Message
 from stackloom.core.claims import ClaimContext, ClaimResult, Table
+from stackloom.core.generation import ChatRequest
 from stackloom.plugins.reasoner.question import Question, Thought
 from stackloom.plugins.reasoner.scripted import Line, ScriptedModel
-from stackloom.plugins.reasoner.streaming_model import ChatRequest
 from stackloom.plugins.reasoner.votes import Ballot, decided, exact_stop_calls, half_beta, majority_accuracy, winner
 
 ASK = (Message("user", "Which?"),)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stackloom.core.chat import Message
-from stackloom.core.generation import Sampling
+from stackloom.core.generation import ChatRequest, Sampling, ServerError
 from stackloom.core.slots.reasoner import Attempts, Solution
 from stackloom.plugins.reasoner.heavy_thinking.config import HeavyThinkingConfig
 from stackloom.plugins.reasoner.heavy_thinking.prompt import summary_prompt, without_marks
 from stackloom.plugins.reasoner.parallel import ParallelThinking, ballots, make_attempts
 from stackloom.plugins.reasoner.question import Ask, Question, Trajectory
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, ServerError
 from stackloom.plugins.reasoner.thinkers import Budget, Emit
 from stackloom.plugins.reasoner.votes import winner
 

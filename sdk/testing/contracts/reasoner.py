@@ -11,11 +11,11 @@ import pytest
 
 from stackloom.core.chat import Message
 from stackloom.core.errors import ConfigError
+from stackloom.core.generation import ChatRequest, ServerError
 from stackloom.core.slots.environment import Reward
 from stackloom.core.slots.reasoner import Attempt, Solution
 from stackloom.plugins.reasoner.question import Event, Question, Thought
 from stackloom.plugins.reasoner.scripted import Line, ScriptedModel
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, ServerError
 from stackloom.testing.contracts.plugin import PluginContract
 
 ANSWERS: tuple[tuple[str | None, ...], ...] = (

@@ -10,7 +10,7 @@ import pytest
 
 from stackloom.core.chat import Message, Tool, ToolCall
 from stackloom.core.errors import ConfigError, FitError
-from stackloom.core.generation import Sampling
+from stackloom.core.generation import ChatRequest, Reply, Sampling, ServerError
 from stackloom.plugins.reasoner.best_of_n.config import BestOfNConfig
 from stackloom.plugins.reasoner.deepconf.config import DeepConfConfig
 from stackloom.plugins.reasoner.deepconf.deepconf import percentile, token_confidence, window_means
@@ -21,7 +21,6 @@ from stackloom.plugins.reasoner.parallel import InsufficientTrajectories, NoExtr
 from stackloom.plugins.reasoner.question import EarlyStop, Ended, Notice, Question, Summarizing, Thought, Trajectory
 from stackloom.plugins.reasoner.scripted import Line, ScriptedModel
 from stackloom.plugins.reasoner.self_consistency.config import SelfConsistencyConfig
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Reply, ServerError
 
 ASK = (Message("system", "Be brief."), Message("user", "6 * 7?"))
 

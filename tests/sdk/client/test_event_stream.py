@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stackloom.client.event_stream import EventStream, ReasoningSplitter, split
-from stackloom.plugins.reasoner.streaming_model import ServerError
+from stackloom.core.generation import ServerError
 
 
 def pieces(data, cuts):

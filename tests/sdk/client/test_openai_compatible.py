@@ -12,8 +12,7 @@ from stackloom.client.openai_compatible import OpenAICompatible
 from stackloom.client.transport import make_http
 from stackloom.core.chat import Message, Tool, ToolCall
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import ContextFull, Sampling
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Delta, Reply, ServerError
+from stackloom.core.generation import ChatRequest, ContextFull, Delta, Reply, Sampling, ServerError
 from stackloom.testing.fake_server import Answer, FakeServer, event
 
 ASK = ChatRequest((Message("user", "6 * 7?"),), sampling=Sampling(temperature=1.0, seed=5, max_tokens=9, stop=("x",)))
@@ -82,10 +81,25 @@ def test_tool_calls_come_in_pieces():
     assert pieces[-1].message.tool_calls == (ToolCall("add", {"a": 1}, "a"),)
     assert pieces[-1].finish == "tool_calls"
     assert server.requests[0]["tools"][0]["function"]["name"] == "add"
-    bad = event({"tool_calls": [{"index": 0, "function": {"name": "add", "arguments": "{"}}]}) + event(
-        finish="tool_calls"
+
+
+def test_a_malformed_call_is_the_models_mistake():
+    raw = event({"tool_calls": [{"index": 0, "function": {"name": "add", "arguments": "{"}}]})
+    (pieces,), _ = call(Answer(raw=raw + event(finish="tool_calls")))
+    assert (pieces[-1].message.tool_calls, pieces[-1].finish) == ((), "stop")
+    assert "no JSON object" in pieces[-1].errors[0]
+
+
+def test_sampling_options_are_sent_where_they_are_not_neutral():
+    _, server = call(Answer())
+    assert {"top_k", "min_p", "presence_penalty", "repetition_penalty", "response_format"}.isdisjoint(
+        server.requests[0]
     )
-    assert isinstance(raises(Answer(raw=bad))[0], ServerError)
+    sampling = Sampling(top_k=5, min_p=0.1, repetition_penalty=1.2, json_schema='{"type": "object"}')
+    _, server = call(Answer(), ChatRequest(ASK.messages, sampling=sampling))
+    body = server.requests[0]
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (5, 0.1, 1.2)
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
 def test_log_probabilities_are_read_and_never_infinite():

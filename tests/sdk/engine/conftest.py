@@ -16,6 +16,11 @@ def llama():
     return build()
 
 
+@pytest.fixture(scope="session")
+def long_llama():
+    return build(max_position_embeddings=512)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def threads(request):
     """One thread: on models this small a second one only waits. A module asks for more with THREADS."""

@@ -191,10 +191,12 @@ def test_a_stream_gives_the_text_in_pieces_and_then_the_completion(engine):
         return [piece async for piece in stream], stream.completion
 
     pieces, completion = asyncio.run(main())
-    assert "".join(pieces) == completion.text
+    assert "".join(piece.text for piece in pieces) == completion.text
+    assert sum((piece.token_ids for piece in pieces), ()) == completion.token_ids
+    assert sum((piece.logprobs for piece in pieces), ()) == completion.logprobs
     assert [completion] == engine.generate_all([request])
     assert len(pieces) > 1
-    assert all(pieces)
+    assert all(piece.text for piece in pieces[:-1])
 
 
 def test_a_stop_string_cuts_stream_and_completion_alike(engine):
@@ -207,7 +209,7 @@ def test_a_stop_string_cuts_stream_and_completion_alike(engine):
         return [piece async for piece in stream], stream.completion
 
     pieces, completion = asyncio.run(main())
-    assert "".join(pieces) == completion.text == whole.text[: whole.text.index(stop)]
+    assert "".join(piece.text for piece in pieces) == completion.text == whole.text[: whole.text.index(stop)]
     assert completion.finish == "stop"
     assert completion.token_ids == whole.token_ids[: len(completion.token_ids)]
     assert [completion] == engine.generate_all([request])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stackloom.core.errors import ArtifactError
 from stackloom.core.generation import Sampling
-from stackloom.engine.sampling import choose, draw, uniform
+from stackloom.engine.sampling import Choice, choose, draw, uniform
 
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 2.0, -30.0, 1.0])
 NUMBERS = [(place + 0.5) / 2000 for place in range(2000)]
@@ -22,7 +22,7 @@ def shares(sampling):
 
 
 def reference(sampling):
-    """The same distribution by plain filtering: temperature, then the k likeliest, then the nucleus."""
+    """The same distribution by plain filtering: temperature, the k likeliest, the nucleus, the share of the best."""
     logits = LOGITS.double() / sampling.temperature
     order = logits.argsort(descending=True, stable=True)
     if sampling.top_k:
@@ -33,14 +33,16 @@ def reference(sampling):
         if total >= sampling.top_p:
             probabilities[token] = 0.0
         total += float(probabilities[token])
+    probabilities[probabilities < sampling.min_p * probabilities.max()] = 0.0
     return probabilities / probabilities.sum()
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("top_k", [0, 1, 3, 100])
 @pytest.mark.parametrize("top_p", [1.0, 0.7, 1e-9])
-def test_shares_are_those_of_the_filtered_distribution(temperature, top_k, top_p):
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+@pytest.mark.parametrize("min_p", [0.0, 0.3, 1.0])
+def test_shares_are_those_of_the_filtered_distribution(temperature, top_k, top_p, min_p):
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     expected = reference(sampling)
     torch.testing.assert_close(shares(sampling), expected, rtol=0, atol=2 / len(NUMBERS))
     assert not shares(sampling)[expected == 0].any()
@@ -78,18 +80,17 @@ def test_any_finite_logits_and_options_give_a_token_that_is_possible(logits, tem
 
 
 def test_temperature_zero_takes_the_likeliest_and_reports_its_logprob():
-    ids, logprobs = choose(LOGITS[None, :3].bfloat16(), [(Sampling(), 0.9)])
-    assert ids == [0]
-    assert logprobs == pytest.approx([float(LOGITS[:3].log_softmax(-1)[0])], rel=1e-6)
+    (found,) = choose(LOGITS[None, :3].bfloat16(), [Choice(Sampling(), 0.9)])
+    assert found.token == 0
+    assert found.logprob == pytest.approx(float(LOGITS[:3].log_softmax(-1)[0]), rel=1e-6)
 
 
 def test_rows_chosen_together_or_one_by_one_agree():
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
-    draws = [(Sampling(temperature=0.5 * (row % 3)), uniform(0, "", row)) for row in range(5)]
-    ids, logprobs = choose(logits, draws)
-    ids_alone, logprobs_alone = choose(logits, draws, one_by_one=True)
-    assert ids == ids_alone
-    assert logprobs == pytest.approx(logprobs_alone, rel=1e-5)
+    choices = [Choice(Sampling(temperature=0.5 * (row % 3)), uniform(0, "", row)) for row in range(5)]
+    together, alone = choose(logits, choices), choose(logits, choices, one_by_one=True)
+    assert [one.token for one in together] == [one.token for one in alone]
+    assert [one.logprob for one in together] == pytest.approx([one.logprob for one in alone], rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -97,9 +98,42 @@ def test_logits_that_are_no_numbers_are_refused(bad):
     logits = LOGITS[None].clone()
     logits[0, 2] = bad
     with pytest.raises(ArtifactError, match="not finite"):
-        choose(logits, [(Sampling(), 0.0)])
+        choose(logits, [Choice(Sampling())])
 
 
 def test_minus_infinity_forbids_a_token():
     logits = torch.tensor([0.0, -math.inf, 0.0])
     assert {draw(logits, Sampling(temperature=1.0), number) for number in NUMBERS} == {0, 2}
+
+
+def test_penalties_are_those_of_transformers_and_of_openais_page():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    read, written = (0, 1), (2, 2, 5)
+    shaped = Choice(Sampling(repetition_penalty=1.7), read=read, written=written).shape(LOGITS)
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[*read, *written]]), LOGITS[None].clone())[0]
+    torch.testing.assert_close(shaped, expected)
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=0.25)
+    shaped = Choice(sampling, read=read, written=written).shape(LOGITS)
+    torch.testing.assert_close(shaped, LOGITS - torch.tensor([0, 0, 0.5 + 2 * 0.25, 0, 0, 0.75]))
+    assert Choice(Sampling(), read=read, written=written).shape(LOGITS) is LOGITS
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_penalty_moves_the_choice_and_not_the_reported_distribution(temperature):
+    sampling = Sampling(temperature=temperature, presence_penalty=100.0)
+    (found,) = choose(LOGITS[None], [Choice(sampling, 0.01, written=(0,), likeliest=2)])
+    assert found.token == (3 if temperature == 0 else 1)
+    logprobs = LOGITS.log_softmax(-1)
+    assert found.logprob == pytest.approx(float(logprobs[found.token]), rel=1e-5)
+    assert [token for token, _ in found.likeliest] == [0, 3]
+    assert found.likeliest[0][1] == pytest.approx(float(logprobs[0]), rel=1e-5)
+
+
+@given(st.integers(1, 5).flatmap(lambda size: st.sets(st.integers(0, 5), min_size=size)), st.floats(0, 2))
+def test_only_what_is_allowed_is_chosen(allowed, temperature):
+    mask = torch.zeros(6, dtype=torch.bool)
+    mask[list(allowed)] = True
+    for number in (0.0, 0.5, 0.999):
+        (found,) = choose(LOGITS[None], [Choice(Sampling(temperature=temperature), number, allowed=mask)])
+        assert found.token in allowed

@@ -6,14 +6,13 @@ import pytest
 
 from stackloom.core.chat import Message
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import Request, Sampling
+from stackloom.core.generation import ChatRequest, Reply, Request, Sampling
 from stackloom.engine.chat_tokenizer import HFChatTokenizer
 from stackloom.engine.engine import Engine
 from stackloom.engine.streaming import LocalModel
 from stackloom.plugins.reasoner.heavy_thinking.config import HeavyThinkingConfig
 from stackloom.plugins.reasoner.parallel import InsufficientTrajectories
 from stackloom.plugins.reasoner.question import Ended, Question
-from stackloom.plugins.reasoner.streaming_model import ChatRequest, Reply
 
 ASK = (Message("user", "ab"),)
 
@@ -41,12 +40,18 @@ def test_streamed_reply_is_what_the_engine_generates(llama, tokenizer):
     assert sum((piece.logprobs for piece in pieces[:-1]), ()) == whole.logprobs
 
 
-def test_likeliest_tokens_are_refused(llama, tokenizer):
+def test_likeliest_tokens_are_reported_and_too_many_refused(llama, tokenizer):
     async def work(engine, model):
-        with pytest.raises(ConfigError, match="likeliest"):
-            await anext(model.stream(ChatRequest(ASK, top_logprobs=2)))
+        request = ChatRequest(ASK, sampling=Sampling(max_tokens=4), top_logprobs=3)
+        pieces = [piece async for piece in model.stream(request)]
+        with pytest.raises(ConfigError, match="top_logprobs"):
+            await anext(model.stream(ChatRequest(ASK, top_logprobs=21)))
+        return pieces
 
-    asked(llama, tokenizer, work)
+    pieces = asked(llama, tokenizer, work)
+    likeliest = [found for piece in pieces[:-1] for found in piece.top_logprobs]
+    assert [len(found) for found in likeliest] == [3] * 4
+    assert [found[0] for found in likeliest] == [logprob for piece in pieces[:-1] for logprob in piece.logprobs]
 
 
 def test_thinkers_run_on_the_engine_together_and_tell_that_they_were_cut(llama, tokenizer):
