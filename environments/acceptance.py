@@ -15,7 +15,7 @@ from stackloom.environments.chains import Step, bind, bind_edit
 from stackloom.environments.factory import BuiltTask, run_step
 from stackloom.environments.rows import Rows
 from stackloom.environments.solver import solve
-from stackloom.environments.statements import Statement
+from stackloom.environments.statements import NAMED, Statement, other_names, own_words
 from stackloom.environments.tools import Arguments, Parameter, WorldTool, call
 from stackloom.environments.values import Value, argument, say
 from stackloom.environments.verifier import Verdict, matches, verify
@@ -40,7 +40,7 @@ class Attempt:
     """One attempt and what the verifier must say.
 
     Attributes:
-        kind: "golden", "order", "alternative", "retry"; "prefix", "mutated", "extra", "idle", "unstated".
+        kind: "golden", "order", "alternative", "retry", "detour"; "prefix", "mutated", "extra", "idle", "unstated".
         name: what exactly it does.
         right: whether it must be accepted.
         calls: what is called.
@@ -108,6 +108,7 @@ def attempts(built: BuiltTask) -> Iterator[Attempt]:
     yield from _orders(built, rng, golden, final)
     yield from _alternatives(built, final)
     yield from _retries(built, golden, final)
+    yield from _detours(built, rng, golden, final)
     yield from _prefixes(built, golden, final)
     yield from _mutations(built, rng, golden, final)
     yield from _extras(built, rng, golden, final)
@@ -179,6 +180,18 @@ def _retries(built: BuiltTask, golden: tuple[Call, ...], final: str) -> Iterator
         )
         calls = (*golden[:place], Call(made.tool, broken), *golden[place:])
         yield Attempt("retry", f"call {place} fails first", True, calls, final)
+
+
+def _detours(built: BuiltTask, rng: Random, golden: tuple[Call, ...], final: str) -> Iterator[Attempt]:
+    """A call that only reads is made with one argument changed before it is made rightly: looking harms nobody."""
+    for place, made in enumerate(golden):
+        if _changes(built, made):
+            continue
+        item = rng.choice(built.domain.tools[made.tool].parameters)
+        other = rng.choice(_others(built, rng, item, built.golden[place].arguments[item.name]))
+        elsewhere = Call(made.tool, {**made.arguments, item.name: argument(item.kind, other)})
+        calls = (*golden[:place], elsewhere, *golden[place:])
+        yield Attempt("detour", f"call {place} first looks at {item.name} {other!r}", True, calls, final)
 
 
 def _prefixes(built: BuiltTask, golden: tuple[Call, ...], final: str) -> Iterator[Attempt]:
@@ -276,7 +289,7 @@ def possible(built: BuiltTask, tool: WorldTool, contents: Contents, rng: Random)
 
 
 def _unstated(built: BuiltTask, golden: tuple[Call, ...], final: str) -> Iterator[Attempt]:
-    """The world is right and the answer is not: it leaves a value out, doubts it, denies it, or lists many."""
+    """The world is right and the answer is not: it leaves a value out, doubts, denies or misnames it, or lists many."""
     for place, statement in enumerate(built.statements):
         value = say(statement.kind, statement.value)
         rest = [other for other in built.statements if (other.kind, other.value) != (statement.kind, statement.value)]
@@ -284,11 +297,22 @@ def _unstated(built: BuiltTask, golden: tuple[Call, ...], final: str) -> Iterato
         yield Attempt("unstated", f"says nothing of {statement.noun}", False, golden, spoken or "All is done.")
         yield Attempt("unstated", f"asks for {statement.noun}", False, golden, f"{spoken} Is it {value}?".strip())
         yield Attempt("unstated", f"denies {statement.noun}", False, golden, f"{spoken} It is not {value}.".strip())
+        for name in _wrong_names(built, statement):
+            yield Attempt("unstated", f"calls it the {name}", False, golden, f"{spoken} The {name} is {value}.".strip())
         for other in _near(built, statement):
             wrong = say(statement.kind, other)
             instead = [replace(statement, value=other) if i == place else s for i, s in enumerate(built.statements)]
             yield Attempt("unstated", f"{wrong} for {value}", False, golden, report(built.wishes, instead))
             yield Attempt("unstated", f"{value} or {wrong}", False, golden, f"{final} Or is it rather {wrong}.")
+
+
+def _wrong_names(built: BuiltTask, statement: Statement) -> list[str]:
+    """Return names of other fields that hold the value nowhere and share no word with what was asked for."""
+    if statement.kind not in NAMED:
+        return []
+    own = own_words(statement)
+    names = other_names(built.domain, statement, statement.value, built.target)
+    return [name for name in names if not own & {word[:4] for word in re.findall(r"[a-z]+", name.lower())}][:2]
 
 
 def _near(built: BuiltTask, statement: Statement) -> list[Value]:

@@ -28,7 +28,7 @@ from stackloom.environments.tools import Outcome, WorldTool, call
 from stackloom.environments.wording import Request, report, request
 from stackloom.environments.world import Contents, World, commute
 
-Growth: TypeAlias = Literal["checked", "random"]
+Growth: TypeAlias = Literal["checked", "random", "random-own", "random-fitting"]
 Half: TypeAlias = Literal["", "train", "held-out"]
 Delta: TypeAlias = tuple[tuple[str, str, Row | None, Row | None], ...]
 MAX_BUILDS = 50
@@ -42,7 +42,9 @@ class Recipe:
     Attributes:
         tools: how many tools the agent sees, 3 to 60.
         low, high: calls of the golden chain; 0 lets `tools` decide (4 to 8, fewer for fewer tools).
-        growth: "checked" is the page's; "random" adds tools without asking what they need, for comparison.
+        growth: "checked" is the page's. The others add tools without asking what they need, for comparison, and patch
+            rows so that these can be called: "random" anybody's, "random-own" the user's, "random-fitting" anybody's
+            but only where no row fits as it is.
         tau, complexity, attempts: of the page's decision whether another golden chain is added: its threshold, the
             complexity c* at which it is even, and the most attempts at finding one. [inferred]
         breadth: most tools that one chain's neighbourhood adds. [inferred]
@@ -289,12 +291,12 @@ class _Build:
         self.wishes, self.chains, self.replays = found, [chain_of(found)], [first]
         self._keep()
         self._admit(step.tool for step in self.chains[0])
-        if self.recipe.growth == "random":
-            self._inject()
-        else:
+        if self.recipe.growth == "checked":
             self._grow(chains)
             if len(self.tools) < self.recipe.tools:
                 return None
+        else:
+            self._inject()
         return self._finish(person)
 
     def _populate(self) -> str:
@@ -461,7 +463,7 @@ class _Build:
                 if len(self.tools) >= self.recipe.tools or len(self.tools) - len(before) >= room:
                     break
                 inner, tool = self.rows.mark(), self.graph.tools[name]
-                if self.graph.deps_ok(tool, known, filled) and self._instantiate(tool, "make"):
+                if self.graph.deps_ok(tool, known, filled) and self._instantiate(tool):
                     self.tools[name] = tool
                     known |= tool.provides
                     frontier.append(name)
@@ -480,30 +482,33 @@ class _Build:
                 self.tools.pop(name)
         self._keep()
 
-    def _instantiate(self, tool: WorldTool, how: Instantiate) -> bool:
+    def _instantiate(self, tool: WorldTool) -> bool:
         """See to it that a tool has something to work on: rows with which its conditions hold, of somebody."""
-        people = self.domain.blueprint.by_name[self.domain.blueprint.person].plural
         if tool.form == "action":
-            action = self.domain.by_tool[tool.name]
-            for person in self.rows.tables[people] if how == "make" else ():
-                if bind(self.domain, action, self.rows, self.rng, person, how="find") is not None:
-                    return True
-            person = self.person if how == "patch" else self.rng.choice(list(self.rows.tables[people]))
-            return bind(self.domain, action, self.rows, self.rng, person, how=how) is not None
+            return self._fits_somebody(tool) or self._bind(tool, self.rng.choice(self._people()), "make")
         if tool.form == "edit":
-            return any(
-                bind_edit(self.domain, tool, self.rows, self.rng, owner) is not None
-                for owner in self.rows.tables[people]
-            )
+            return any(bind_edit(self.domain, tool, self.rows, self.rng, owner) is not None for owner in self._people())
         return bool(self.rows.find(tool.entity))
 
+    def _people(self) -> list[str]:
+        return list(self.rows.tables[self.domain.blueprint.by_name[self.domain.blueprint.person].plural])
+
+    def _fits_somebody(self, tool: WorldTool) -> bool:
+        return any(self._bind(tool, person, "find") for person in self._people())
+
+    def _bind(self, tool: WorldTool, person: str, how: Instantiate) -> bool:
+        return bind(self.domain, self.domain.by_tool[tool.name], self.rows, self.rng, person, how=how) is not None
+
     def _inject(self) -> None:
-        """Add random tools and patch the user's rows so that they can be called, whatever depends on those rows."""
+        """Add random tools and patch rows so that these can be called, whatever depends on those rows."""
         outside = [name for name in self.graph.tools if name not in self.tools]
         self.rng.shuffle(outside)
         for name in outside[: self.recipe.tools - len(self.tools)]:
-            self._instantiate(self.graph.tools[name], "patch")
-            self.tools[name] = self.graph.tools[name]
+            tool = self.tools[name] = self.graph.tools[name]
+            if tool.form != "action" or (self.recipe.growth == "random-fitting" and self._fits_somebody(tool)):
+                continue
+            own = self.recipe.growth == "random-own"
+            self._bind(tool, self.person if own else self.rng.choice(self._people()), "patch")
 
     def _conservative(self) -> bool:
         """Whether every golden chain still gives the same bytes and changes the same rows in the same way.

@@ -1,4 +1,4 @@
-"""What a final answer must state, and whether it does: outside questions and denials, and nothing else of that kind."""
+"""What a final answer must state, and whether it does: asserted, under its name, with nothing else of that kind."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from typing import TypeAlias
 
 from stackloom.environments.domain import Domain
 from stackloom.environments.values import Kind, Value, mentioned, plain
+from stackloom.environments.world import Contents
 
 Required: TypeAlias = Sequence[tuple["Statement", Value]]
 _NEGATION = re.compile(r"\b(?:not|never|cannot|no longer|without|unlike)\b|n't\b|n’t\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 _QUOTED = re.compile(r'"[^"]*"|\u201c[^\u201d]*\u201d')
 _CLAUSE = re.compile(r"[,;:]\s|\bbut\b|\band\b|[–—]", re.IGNORECASE)
+_PART = re.compile(r"[,;]\s|\bbut\b|\band\b|[–—]|\n", re.IGNORECASE)  # "Store credit: $5" is one part
+NAMED: frozenset[Kind] = frozenset({"money", "integer", "date", "clock"})  # values that do not say what they are
+# Words that fit any field of their kind: "the total that you get back" names no other field than the refund.
+GENERAL = frozenset(
+    ["amount", "balance", "count", "date", "day", "length", "number", "price", "time", "total", "value"]
+)
+FILLING = frozenset(["get", "had", "have", "now", "new", "one", "that", "the", "this", "which", "would"])
 
 
 @dataclass(frozen=True)
@@ -46,19 +54,22 @@ def holds(text: str, words: str) -> bool:
     return bool(re.search(rf"(?<!\w){re.escape(plain(words))}(?!\w)", plain(text)))
 
 
-def unstated(domain: Domain, required: Required, text: str, said: str) -> str:
-    """Return which value a final message fails to state, or spoils with another one of its kind; "" if none.
+def unstated(domain: Domain, required: Required, text: str, said: str, contents: Contents) -> str:
+    """Return which value a final message fails to state, misnames, or spoils with another one of its kind; "" if none.
 
     Args:
         required: statements, with the value of each in this attempt.
         text: the final message.
         said: everything that the user said; values in it may be repeated.
+        contents: the world as the task wants it.
     """
     claims = " \n".join(_claims(text))
     stated, everything, user = mentioned(claims), mentioned(text), mentioned(said)
     for statement, value in required:
         if not _states(statement, value, stated, claims):
             return f"the answer does not state {statement.noun}"
+        if statement.kind in NAMED and (name := _misnamed(domain, statement, value, claims, contents)):
+            return f"the answer calls {statement.noun} the {name}"
     for statement, value in required:
         if statement.kind == "choice":
             rest = re.sub(rf"(?<!\w){re.escape(plain(str(value)))}(?!\w)", " ", plain(text))
@@ -92,6 +103,42 @@ def _states(statement: Statement, value: Value, stated: Mapping[str, Sequence[Va
         case "id":
             return str(value).upper() in stated["id"]
     return holds(claims, str(value))
+
+
+def _misnamed(domain: Domain, statement: Statement, value: Value, claims: str, contents: Contents) -> str:
+    """Return the name of another field under which a text states a value, wherever it states it; "" if it does not.
+
+    A name is wrong if the part of the sentence with the value holds no word of what was asked for and the whole name of
+    another field of that kind, which has this value in no row.
+    """
+    own, found = own_words(statement), ""
+    for part in _PART.split(claims):
+        if not _states(statement, value, mentioned(part), part):
+            continue
+        heard = {word[:4] for word in re.findall(r"[a-z]+", part.lower())}
+        wrong = () if own & heard else other_names(domain, statement, value, contents)
+        found = next((name for name in wrong if holds(part, name)), "")
+        if not found:
+            return ""
+    return found
+
+
+def own_words(statement: Statement) -> frozenset[str]:
+    """Return the stems by which an answer may call what was asked for."""
+    head = re.split(r" of | in | on | for ", statement.noun.removeprefix("the number of "))[0].lower()
+    words = [word for word in re.findall(r"[a-z]+", head) if len(word) > 2 and word not in FILLING]
+    return frozenset(word[:4] for word in [word for word in words if word not in GENERAL] or words)
+
+
+def other_names(domain: Domain, statement: Statement, value: Value, contents: Contents) -> tuple[str, ...]:
+    """Return what other fields of a statement's kind are called that hold its value nowhere in a world."""
+    held: dict[str, bool] = {}
+    for entity in domain.blueprint.entities:
+        for column in entity.columns:
+            if column.kind == statement.kind and not set(plain(column.spoken).split()) <= GENERAL:
+                holds_it = any(row[column.name] == value for row in contents[entity.plural].values())
+                held[column.spoken] = held.get(column.spoken, False) or holds_it
+    return tuple(name for name, anywhere in held.items() if not anywhere)
 
 
 def _says_none(statement: Statement, claims: str) -> bool:

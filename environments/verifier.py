@@ -36,8 +36,9 @@ def verify(built: BuiltTask, world: World, messages: Sequence[Message]) -> Verdi
     """Judge an attempt by its outcome.
 
     The world must equal the golden chain's on every table: rows in any order, rows that the attempt made under any id,
-    and nothing else touched. The final message must state each required value, outside questions and denials, and no
-    other value of that kind that the user has not mentioned: an answer that lists everything states nothing.
+    and nothing else touched. The final message must state each required value, outside questions and denials and not
+    under the name of another field, and no other value of that kind that the user has not mentioned: an answer that
+    lists everything states nothing.
 
     Args:
         built: the task.
@@ -53,11 +54,11 @@ def verify(built: BuiltTask, world: World, messages: Sequence[Message]) -> Verdi
     renamings = matches(built.domain.blueprint, initial, built.target, world.contents())
     first = next(renamings, None)
     reasons["state"] = "" if first is not None else "the world is not as the task wants it"
-    reasons["statements"] = unstated(built.domain, _required(built, first or {}), text, said)
+    reasons["statements"] = unstated(built.domain, _required(built, first or {}), text, said, built.target)
     if first is not None and reasons["statements"]:
         # Rows that were made alike can stand for each other: the answer may mean any of them.
         for renaming in islice(renamings, MOST_RENAMINGS):
-            if not unstated(built.domain, _required(built, renaming), text, said):
+            if not unstated(built.domain, _required(built, renaming), text, said, built.target):
                 reasons["statements"] = ""
                 break
     components = {name: not reason for name, reason in reasons.items()}

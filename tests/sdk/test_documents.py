@@ -78,11 +78,12 @@ def test_every_example_with_a_model_runs(example: Path, tmp_path: Path) -> None:
     runs(example, *SMALLER[example], where=tmp_path)
 
 
-def test_the_main_job_is_the_same_in_python_and_yaml() -> None:
+@pytest.mark.parametrize("name", ["tool_agent", "domain_agent"])
+def test_a_job_is_the_same_in_python_and_yaml(name: str) -> None:
     import stackloom as sl
 
-    python = runpy.run_path(str(ROOT / "examples" / "tool_agent.py"))["tool_agent"]()
-    assert python.plan().digest == sl.Stack.from_file(ROOT / "examples" / "tool_agent.yaml").plan().digest
+    python = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))[name]()
+    assert python.plan().digest == sl.Stack.from_file(ROOT / "examples" / f"{name}.yaml").plan().digest
 
 
 def test_every_slot_hook_verb_and_manifest_field_is_documented() -> None:

@@ -8,17 +8,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from stackloom.core.claims import ClaimContext, ClaimResult, Curve, Table
 from stackloom.core.statistics import mean_interval, pass_rate
 from stackloom.environments.acceptance import attempted, attempts
 from stackloom.environments.domains import domain_names, find_domain
-from stackloom.environments.factory import BuiltTask, Factory, Recipe, replays, run_step
+from stackloom.environments.factory import BuiltTask, Factory, Growth, Recipe, replays, run_step
 from stackloom.environments.graph import stranded
 from stackloom.environments.solver import difficulty
 
 ENVIRONMENTS = {"cpu": 250, "cpu-full": 1_000}
+GROWTHS: dict[Growth, str] = {
+    "checked": "dependency-checked growth",
+    "random": "random, anybody's rows patched",
+    "random-own": "random, the user's rows patched",
+    "random-fitting": "random, patched where no row fits",
+}
 DIGESTS = """
 import sys
 from stackloom.environments.domains import find_domain
@@ -47,19 +53,24 @@ def golden_chains_replay(ctx: ClaimContext) -> ClaimResult:
 
 
 def random_injection_breaks_chains(ctx: ClaimContext) -> ClaimResult:
-    """Share of environments that replay, after as many tools were added at random."""
-    rates: dict[str, dict[str, Any]] = {}
-    by_domain: dict[str, list[float | None]] = {}
-    for growth in ("checked", "random"):
-        kept = {
-            name: [replays(built) for built in _environments(ctx, growth=growth, only=name)] for name in domain_names()
-        }
-        rates[growth] = pass_rate([ok for found in kept.values() for ok in found])
-        by_domain[growth] = [sum(found) / len(found) for found in kept.values()]
+    """Share of environments that replay after as many tools were added at random and anybody's rows were patched.
+
+    The table also says what two other ways of patching do: the user's own rows alone, and rows only where none fits.
+    """
+    kept = {
+        growth: [[replays(built) for built in _environments(ctx, growth=growth, only=name)] for name in domain_names()]
+        for growth in GROWTHS
+    }
+    rates = {growth: pass_rate([ok for found in domains for ok in found]) for growth, domains in kept.items()}
+    rows: list[tuple[Any, ...]] = [
+        (name, *(sum(domains[place]) / len(domains[place]) for domains in kept.values()))
+        for place, name in enumerate(domain_names())
+    ]
+    rows.append(("all", *(rate["value"] for rate in rates.values())))
+    for end, words in enumerate(("all, 95 % at least", "all, 95 % at most")):
+        rows.append((words, *(rate["interval"][end] for rate in rates.values())))
     table = Table(
-        title="Environments whose golden chains replay",
-        columns=("domain", "dependency-checked growth", "random injection"),
-        rows=tuple(zip(domain_names(), by_domain["checked"], by_domain["random"], strict=True)),
+        title="Environments whose golden chains replay", columns=("domain", *GROWTHS.values()), rows=tuple(rows)
     )
     return ClaimResult(
         ours=rates["random"]["value"],
@@ -181,13 +192,11 @@ def _each(ctx: ClaimContext) -> int:
     return ENVIRONMENTS[ctx.scale] // len(domain_names())
 
 
-def _factory(name: str, growth: Literal["checked", "random"]) -> Factory:
+def _factory(name: str, growth: Growth) -> Factory:
     return Factory(find_domain(name), Recipe(growth=growth))
 
 
-def _environments(
-    ctx: ClaimContext, *, growth: Literal["checked", "random"] = "checked", only: str = ""
-) -> Iterator[BuiltTask]:
+def _environments(ctx: ClaimContext, *, growth: Growth = "checked", only: str = "") -> Iterator[BuiltTask]:
     for name in (only,) if only else domain_names():
         factory = _factory(name, growth)
         for index in range(_each(ctx)):
