@@ -16,6 +16,13 @@ COLOURS = {
     "edit": "#b7791f",
     "action": "#c2410c",
 }
+LEGEND = (
+    ("lookup", "finds rows"),
+    ("details", "shows one"),
+    ("count", "counts"),
+    ("edit", "edits"),
+    ("action", "acts"),
+)
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 248, 26, 96, 12, 24
 STYLE = """
 .tool rect{fill:#fff;stroke-width:1.4} .tool text{font:12px ui-monospace,Menlo,Consolas,monospace;fill:#1c2430}
@@ -42,7 +49,7 @@ def draw(built: BuiltTask) -> str:
         for row, name in enumerate(layer)
     }
     width = 2 * MARGIN + len(layers) * WIDTH + (len(layers) - 1) * GAP_X
-    height = 3 * MARGIN + rows * (HEIGHT + GAP_Y)
+    height = 4 * MARGIN + rows * (HEIGHT + GAP_Y)
     depth = {name: column for column, layer in enumerate(layers) for name in layer}
     golden = [step.tool for step in built.golden]
     edges = [
@@ -64,6 +71,11 @@ def draw(built: BuiltTask) -> str:
     parts += [
         f'<text class="note" x="{MARGIN + column * (WIDTH + GAP_X)}" y="{MARGIN}">{note}</text>'
         for column, note in enumerate(notes)
+    ]
+    parts += [
+        f'<circle cx="{MARGIN + 5 + 110 * place}" cy="{height - MARGIN - 4}" r="5" fill="{COLOURS[form]}"/>'
+        f'<text class="note" x="{MARGIN + 16 + 110 * place}" y="{height - MARGIN}">{words}</text>'
+        for place, (form, words) in enumerate(LEGEND)
     ]
     title = f"{built.domain.name} {built.seed}: {len(built.tools)} tools, golden chain of {len(built.golden)} calls"
     return (

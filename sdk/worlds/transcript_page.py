@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stackloom.core.chat import Message
+from stackloom.environments.acceptance import Call, as_call
 from stackloom.environments.factory import BuiltTask
 from stackloom.environments.values import say
 from stackloom.environments.verifier import Verdict
@@ -27,12 +28,13 @@ def render(built: BuiltTask, messages: Sequence[Message], verdict: Verdict, afte
         verdict: of it.
         after: the world as the attempt left it.
     """
+    opening = Message("user", built.request.opening)
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return templates.get_template("transcript.html.tmpl").render(
         built=built,
-        turns=[_turn(message) for message in (Message("user", built.request.opening), *messages)],
+        turns=[_turn(built, message, messages[place:]) for place, message in enumerate((opening, *messages))],
         verdict=verdict,
         changes=_changes(built, after),
         statements=[(item.noun, say(item.kind, item.value)) for item in built.statements],
@@ -40,13 +42,20 @@ def render(built: BuiltTask, messages: Sequence[Message], verdict: Verdict, afte
     )
 
 
-def _turn(message: Message) -> dict[str, Any]:
-    table = _table(message.content) if message.role == "tool" else None
+def _turn(built: BuiltTask, message: Message, later: Sequence[Message]) -> dict[str, Any]:
+    """Return what the template shows of a message; calls of the golden chain have their numbers in it."""
+    table = _table(message.content, _passed(later)) if message.role == "tool" else None
+    golden = [as_call(built, step) for step in built.golden]
     return {
         "role": message.role,
         "text": message.content,
         "calls": [
-            (call.name, [(key, _plain(value)) for key, value in call.arguments.items()]) for call in message.tool_calls
+            (
+                "".join(str(golden.index(made) + 1) for made in [Call(call.name, call.arguments)] if made in golden),
+                call.name,
+                [(key, _plain(value)) for key, value in call.arguments.items()],
+            )
+            for call in message.tool_calls
         ],
         "name": message.name,
         "table": table,
@@ -54,8 +63,14 @@ def _turn(message: Message) -> dict[str, Any]:
     }
 
 
-def _table(text: str) -> dict[str, Any] | None:
-    """Return a tool's JSON answer as columns and rows; None for anything else."""
+def _passed(messages: Sequence[Message]) -> frozenset[str]:
+    """Return what calls pass on."""
+    calls = (call for message in messages for call in message.tool_calls)
+    return frozenset(_plain(value) for call in calls for value in call.arguments.values())
+
+
+def _table(text: str, passed: frozenset[str]) -> dict[str, Any] | None:
+    """Return a tool's JSON answer as columns and rows of (cell, whether it is passed on); None for anything else."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -67,7 +82,8 @@ def _table(text: str) -> dict[str, Any] | None:
     if not all(isinstance(row, dict) for row in rows):
         return None
     columns = list(rows[0]) if rows else []
-    return {"columns": columns, "rows": [[_plain(row.get(column)) for column in columns] for row in rows]}
+    cells = [[_plain(row.get(column)) for column in columns] for row in rows]
+    return {"columns": columns, "rows": [[(cell, cell in passed) for cell in row] for row in cells]}
 
 
 def _plain(value: Any) -> str:

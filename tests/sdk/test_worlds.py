@@ -1,19 +1,23 @@
 """`stackloom env`: what it lists, builds, draws, judges, and how a person plays."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
 from rich.console import Console
 
 from stackloom.cli import main
+from stackloom.core.chat import Message
 from stackloom.core.slots.environment import ToolError
-from stackloom.environments.acceptance import as_call
+from stackloom.environments.acceptance import Call, as_call, perform
 from stackloom.environments.domains import domain_names, find_domain
 from stackloom.environments.factory import Factory, Recipe
+from stackloom.environments.verifier import verify
 from stackloom.environments.wording import report
 from stackloom.worlds.graph_svg import draw
 from stackloom.worlds.terminal import Seat, read_arguments
+from stackloom.worlds.transcript_page import render
 
 BUILT = Factory(find_domain("retail"), Recipe(tools=8)).build("seat")
 
@@ -80,14 +84,25 @@ def test_every_golden_call_has_its_number_in_the_graph():
         assert step.tool in text
 
 
-def test_markup_in_a_world_is_shown_as_text(tmp_path):
-    from stackloom.core.chat import Message
-    from stackloom.environments.verifier import verify
-    from stackloom.worlds.transcript_page import render
-
-    messages = [Message("assistant", "<script>alert(1)</script>"), Message("tool", "<b>", name="x")]
+def page_of(messages):
     world = BUILT.world()
-    page = render(BUILT, messages, verify(BUILT, world, messages), world.contents())
+    return render(BUILT, messages, verify(BUILT, world, messages), world.contents())
+
+
+def test_a_page_numbers_the_golden_calls_and_marks_what_they_pass_on():
+    golden = [as_call(BUILT, step) for step in BUILT.golden]
+    world = BUILT.world()
+    page = page_of(list(perform(BUILT, world, [Call(golden[0].tool, {}), *golden])))
+    steps = re.findall(r'class="step">(\d+)</span><b>(\w+)', page)
+    assert steps == [(str(number), made.tool) for number, made in enumerate(golden, 1)]  # the failed call has none
+    marked = re.findall(r"<td class=used>([^<]+)", page)
+    passed = {str(value) for made in golden for value in made.arguments.values()}
+    assert set(marked) <= passed
+    assert next(iter(golden[-1].arguments.values())) in marked
+
+
+def test_markup_in_a_world_is_shown_as_text():
+    page = page_of([Message("assistant", "<script>alert(1)</script>"), Message("tool", "<b>", name="x")])
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
 
