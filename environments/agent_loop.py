@@ -17,14 +17,12 @@ from stackloom.core.generation import (
     ChatTokenizer,
     ContextFull,
     Generator,
-    Reply,
     Request,
     Sampling,
-    ServerError,
 )
 from stackloom.core.slots.environment import Episode, Reward, Task, ToolError
 from stackloom.core.slots.reasoner import Attempt
-from stackloom.environments.users import User
+from stackloom.environments.users import User, whole_reply
 
 Finish: TypeAlias = Literal["answered", "turns", "tokens", "context", "failed"]
 T = TypeVar("T")
@@ -347,19 +345,12 @@ class _ChatVoice:
 
     async def say(self, sampling: Sampling, key: str) -> tuple[Parsed, Finish | None]:
         """Ask for a message."""
-        reply = await self._ask(ChatRequest(tuple(self._messages), tuple(self._task.tools), sampling, key=key))
+        request = ChatRequest(tuple(self._messages), tuple(self._task.tools), sampling, key=key)
+        reply = await whole_reply(self._model, request)
         self.generated += reply.tokens
         self._messages.append(reply.message)
         cut: Finish | None = "tokens" if reply.finish == "length" else None
         return Parsed(reply.message.content.strip(), reply.message.tool_calls, reply.errors), cut
-
-    async def _ask(self, request: ChatRequest) -> Reply:
-        reply = None
-        async for piece in self._model.stream(request):
-            reply = piece if isinstance(piece, Reply) else None
-        if reply is None:
-            raise ServerError("the reply broke off", where="model")
-        return reply
 
     def hear(self, messages: Sequence[Message]) -> None:
         """Append to the conversation."""

@@ -9,7 +9,7 @@ from random import Random
 from typing import Protocol
 
 from stackloom.core.chat import Message
-from stackloom.core.generation import ChatTokenizer, Generator, Request, Sampling
+from stackloom.core.generation import ChatModel, ChatRequest, Reply, Sampling, ServerError
 from stackloom.environments.chains import Known
 from stackloom.environments.wording import Request as Wording
 from stackloom.environments.wording import reply_with
@@ -115,19 +115,21 @@ def opened(request: Wording, script: Script) -> str:
 
 
 class ModelUser:
-    """A user whom a language model plays.
+    """A user whom a language model plays: the local model or one behind a server.
 
     Args:
-        generator, tokenizer: the model.
+        model: plays the user.
         request: what the user wants and knows.
         sampling: of each reply.
         key: names the conversation for its random draws.
+
+    Example:
+        >>> user = ModelUser(model, built.request, sampling=Sampling(max_tokens=60), key=task.id)
+        >>> transcript = await play(task, episode, engine, chat, sampling=Sampling(), turns=8, key=task.id, user=user)
     """
 
-    def __init__(
-        self, generator: Generator, tokenizer: ChatTokenizer, request: Wording, *, sampling: Sampling, key: str
-    ) -> None:
-        self._generator, self._tokenizer, self._sampling, self._key = generator, tokenizer, sampling, key
+    def __init__(self, model: ChatModel, request: Wording, *, sampling: Sampling, key: str) -> None:
+        self._model, self._sampling, self._key = model, sampling, key
         facts = "\n".join(f"- {known.noun}: {known.text}" for known in request.known)
         self._system = Message(
             "system",
@@ -138,13 +140,33 @@ class ModelUser:
         )
 
     async def reply(self, messages: Sequence[Message]) -> str | None:
-        """Let the model reply; None when it says goodbye or nothing."""
+        """Let the model reply; None when it says goodbye or nothing.
+
+        Raises:
+            ContextFull, ConfigError, ServerError: as the model.
+        """
         mirrored = [
             replace(message, role="user" if message.role == "assistant" else "assistant")
             for message in messages
             if message.role in ("user", "assistant") and message.content.strip() and not message.tool_calls
         ]
-        ids = self._tokenizer.render([self._system, *mirrored], reply=True)
-        completion = await self._generator.generate(Request(tuple(ids), self._sampling, f"{self._key}/{len(messages)}"))
-        text = completion.text.strip()
+        heard = (self._system, *mirrored)
+        reply = await whole_reply(
+            self._model, ChatRequest(heard, sampling=self._sampling, key=f"{self._key}/{len(messages)}")
+        )
+        text = reply.message.content.strip()
         return None if not text or GOODBYE in text else text
+
+
+async def whole_reply(model: ChatModel, request: ChatRequest) -> Reply:
+    """Return a model's reply once it is whole.
+
+    Raises:
+        ContextFull, ConfigError, ServerError: as the model; ServerError also for a reply that breaks off.
+    """
+    reply = None
+    async for piece in model.stream(request):
+        reply = piece if isinstance(piece, Reply) else None
+    if reply is None:
+        raise ServerError("the reply broke off", where="model")
+    return reply

@@ -106,7 +106,8 @@ def make_engine(url: str) -> Engine:
         url: "sqlite://" in memory, "sqlite:///path" in a file.
     """
     options = {"isolation_level": None, "check_same_thread": False}  # a call with a deadline runs in a thread
-    return create_engine(url, poolclass=NullPool, connect_args=options)
+    # Nothing is rolled back on return: the interpreter's end may have closed the database by then.
+    return create_engine(url, poolclass=NullPool, pool_reset_on_return=None, connect_args=options)
 
 
 def _driver(connection: Connection) -> sqlite3.Connection:

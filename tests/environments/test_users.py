@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from stackloom.core.chat import Message
-from stackloom.core.generation import Sampling
+from stackloom.core.generation import Reply, Sampling
 from stackloom.core.slots.environment import Reward, Task
 from stackloom.environments.agent_loop import play
 from stackloom.environments.chains import Known
@@ -64,18 +64,32 @@ def test_chatter_is_added_and_repeats_exactly():
     assert first[0].split("June. ")[1] in CHATTER
 
 
+class ScriptedModel:
+    context, top_logprobs = None, 0
+
+    def __init__(self, *texts):
+        self._texts, self.requests = list(texts), []
+
+    async def stream(self, request):
+        self.requests.append(request)
+        yield Reply(Message("assistant", self._texts.pop(0)))
+
+
 def test_a_model_plays_the_user_and_says_when_it_is_done():
-    chat = ByteChat()
-    generator = ScriptedGenerator(["It is 1 June.", "Thanks! [DONE]"], chat)
-    user = ModelUser(generator, chat, Request("Move it.", (DAY,)), sampling=Sampling(max_tokens=200), key="u")
+    model = ScriptedModel("It is 1 June.", "Thanks! [DONE]")
+    user = ModelUser(model, Request("Move it.", (DAY,)), sampling=Sampling(max_tokens=200), key="u")
     said = [Message("assistant", "Which date?")]
     assert asyncio.run(user.reply(said)) == "It is 1 June."
     said += [Message("user", "It is 1 June."), Message("assistant", "It is moved.")]
     assert asyncio.run(user.reply(said)) is None
-    seen = chat.tokenizer.decode(generator.requests[1].input_ids)
-    assert "new delivery date: 1 June" in seen
-    assert "user\nIt is moved.<|im_end|>" in seen  # the agent's words are what the user's model hears
-    assert [request.key for request in generator.requests] == ["u/1", "u/3"]
+    system, *heard = model.requests[1].messages
+    assert "new delivery date: 1 June" in system.content
+    assert heard == [
+        Message("user", "Which date?"),
+        Message("assistant", "It is 1 June."),
+        Message("user", "It is moved."),  # the agent's words are what the user's model hears
+    ]
+    assert [request.key for request in model.requests] == ["u/1", "u/3"]
 
 
 class Silent:
