@@ -34,7 +34,7 @@ async def open_model(
     Args:
         endpoints: URLs of OpenAI-compatible servers with the same model.
         model: its name there; None asks the first server.
-        checkpoint: a folder or a name that `model.hf` knows; needs stackloom[train].
+        checkpoint: as `opening.open_checkpoint` takes it; needs stackloom[train].
         api_key: of the servers.
         registry: where `model.hf` is found.
         http: implementation of the transport, see `client.transport`.
@@ -69,11 +69,9 @@ async def open_model(
         from stackloom.engine.streaming import LocalModel
     except ModuleNotFoundError as cause:
         raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[train]'") from None
-    from stackloom.repro.context import resolve
+    from stackloom.opening import open_checkpoint
 
-    builder = resolve(registry, "model.hf", {"checkpoint": checkpoint}).build()
-    loaded = await asyncio.to_thread(lambda: builder.load(device="cpu", dtype="float32"))
-    tokenizer = builder.tokenizer()
+    _, loaded, tokenizer = open_checkpoint(checkpoint, registry)
     with Engine(loaded, tokenizer) as engine:
         yield LocalModel(engine, HFChatTokenizer(tokenizer))
 

@@ -139,15 +139,20 @@ class OpenAICompatible:
         """Return the names of the models of the first server.
 
         Raises:
+            ConfigError: it refuses the key or the URL.
             ServerError: it does not answer, or not with a list of models.
         """
         server = self._servers[0]
         try:
             async with asyncio.timeout(30):
                 response = await self._http.get(f"{server.url}/models", headers=self._headers)
+                if response.status_code != 200:
+                    await _refused(server, response)
             return [str(entry["id"]) for entry in response.json()["data"]]
         except TimeoutError:
             raise ServerError("no answer within 30 s", where=server.url) from None
+        except ConfigError:
+            raise
         except Exception as cause:
             raise ServerError(
                 f"cannot list its models: {type(cause).__name__}: {cause}"[:500],

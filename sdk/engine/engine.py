@@ -77,6 +77,24 @@ class Engine:
         self._drivers: dict[asyncio.AbstractEventLoop, _Driver] = {}
         self._closed = False
 
+    @property
+    def running(self) -> int:
+        """Sequences that are computed now."""
+        return len(self._batch.active)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for a row."""
+        return len(self._batch.waiting)
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that cannot be computed; from any thread.
+
+        Raises:
+            ConfigError: as `generate` does.
+        """
+        self._generation(request)
+
     async def generate(self, request: Request) -> Completion:
         """Continue one sequence, together with all others that wait. Cancelling the call frees its row.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 from stackloom.core.errors import ConfigError
 from stackloom.core.generation import ContextFull, Request, Sampling
@@ -61,10 +62,10 @@ def check_sampling(sampling: Sampling, *, where: str = "sampling") -> None:
         ("top_k", type(sampling.top_k) is int and sampling.top_k >= 0, "a whole number, 0 for all tokens"),
         ("max_tokens", type(sampling.max_tokens) is int and sampling.max_tokens >= 1, "a whole number, at least 1"),
         ("seed", type(sampling.seed) is int, "a whole number"),
-        ("min_p", _number(sampling.min_p) and 0 <= sampling.min_p <= 1, "0 to 1"),
-        ("presence_penalty", _number(sampling.presence_penalty), "a number"),
-        ("frequency_penalty", _number(sampling.frequency_penalty), "a number"),
-        ("repetition_penalty", _number(sampling.repetition_penalty) and sampling.repetition_penalty > 0, "above 0"),
+        ("min_p", _within(sampling.min_p, 0, 1), "0 to 1"),
+        ("presence_penalty", _within(sampling.presence_penalty, -100, 100), "-100 to 100"),
+        ("frequency_penalty", _within(sampling.frequency_penalty, -100, 100), "-100 to 100"),
+        ("repetition_penalty", _within(sampling.repetition_penalty, 0.01, 100), "0.01 to 100"),
         ("json_schema", isinstance(sampling.json_schema, str), "JSON, as text"),
         (
             "stop",
@@ -77,5 +78,9 @@ def check_sampling(sampling: Sampling, *, where: str = "sampling") -> None:
             raise ConfigError(f"{name} is {getattr(sampling, name)!r}", where=f"{where}.{name}", fix=allowed)
 
 
-def _number(value: object) -> bool:
+def _number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _within(value: object, low: float, high: float) -> bool:
+    return _number(value) and low <= value <= high

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from stackloom.client.event_stream import ReasoningSplitter, split
-from stackloom.core.chat import Message, parse_tool_calls, tool_prompt
+from stackloom.core.chat import Message, Tool, parse_tool_calls, tool_prompt
 from stackloom.core.generation import ChatRequest, ChatTokenizer, Delta, Reply, Request
 from stackloom.engine.engine import Engine
 from stackloom.engine.requests import TOP_LOGPROBS
+
+
+def with_tools(messages: tuple[Message, ...], tools: Sequence[Tool]) -> tuple[Message, ...]:
+    """Return a conversation whose system message tells the model its tools."""
+    if not tools:
+        return messages
+    given = Message("system", tool_prompt(tools))
+    if messages and messages[0].role == "system":
+        given, messages = replace(messages[0], content=f"{messages[0].content}\n\n{given.content}"), messages[1:]
+    return (given, *messages)
 
 
 class LocalModel:
@@ -34,14 +44,7 @@ class LocalModel:
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta | Reply]:
         """Yield pieces and, last, the whole reply; see `core.generation.ChatModel.stream`."""
-        messages = request.messages
-        if request.tools:
-            given = Message("system", tool_prompt(request.tools))
-            if messages and messages[0].role == "system":
-                given = replace(messages[0], content=f"{messages[0].content}\n\n{given.content}")
-                messages = messages[1:]
-            messages = (given, *messages)
-        ids = tuple(self._tokenizer.render(messages, reply=True))
+        ids = tuple(self._tokenizer.render(with_tools(request.messages, request.tools), reply=True))
         splitter = ReasoningSplitter()
         wanted = Request(ids, request.sampling, request.key, request.top_logprobs)
         async with aclosing(self._engine.stream(wanted)) as pieces:

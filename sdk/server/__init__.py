@@ -1,0 +1,1 @@
+"""`stackloom serve`: an OpenAI-compatible server over the local engine."""
