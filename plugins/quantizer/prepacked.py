@@ -1,7 +1,7 @@
 """Quantized layers on a CPU: weights laid out once for its int8 instructions, products exact.
 
 fbgemm multiplies unsigned by signed bytes, and without VNNI it adds the products of two neighbouring columns in 16
-bits, where they saturate. A weight is therefore split, q = c + r: no two neighbours in c can saturate whatever the
+bits, where they saturate. There a weight is split, q = c + r: no two neighbours in c can saturate whatever the
 activation, and r holds what they were cut by. Of SmolLM2-135M's int8 weights r has 0.3 to 1.1 per cent; of int4
 weights, nothing.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name
@@ -33,16 +33,36 @@ MOST_SPARSE = 0.03  # share of weights in the rest from which on dense products 
 @functools.cache
 def available() -> bool:
     """Return whether fbgemm is there and exact, on drawn operands and on those that come nearest to its limits."""
+    try:
+        return _exact(Fbgemm)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+@functools.cache
+def saturates() -> bool:
+    """Return whether fbgemm's sums of two products saturate on this CPU, as they do without VNNI."""
+    return not _exact(_packed_product)
+
+
+def _exact(make: Callable[[Tensor], Callable[[Tensor], Tensor]]) -> bool:
     draw = torch.Generator().manual_seed(0)
     q = torch.randint(-128, 128, (24, 521), generator=draw, dtype=torch.int8)
     q[0], q[1], q[2], q[3] = 127, -128, 7, -8
     x = torch.randint(-LARGEST_CODE, LARGEST_CODE + 1, (9, 521), generator=draw).float()
     x[0], x[1] = LARGEST_CODE, -LARGEST_CODE
-    try:
-        found = Fbgemm(q)(x)
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
-    return torch.equal(found.double(), x.double() @ q.double().t())
+    return torch.equal(make(q)(x).double(), x.double() @ q.double().t())
+
+
+def _packed_product(q_NK: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return x q' as fbgemm computes it, from (M, K) float32 integers to (M, N) float32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
+        ones, zeros = torch.ones(len(q_NK), dtype=torch.float64), torch.zeros(len(q_NK), dtype=torch.int64)
+        weight = torch._make_per_channel_quantized_tensor(q_NK, ones, zeros, 0)
+        packed = torch.ops.quantized.linear_prepack(weight, None)
+    call = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+    return lambda x_MK: call(x_MK, 1.0, ZERO, packed)
 
 
 def split(q_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,23 +93,18 @@ class Fbgemm:
     """
 
     def __init__(self, q_NK: Tensor) -> None:
-        kept_NK, rest_NK = split(q_NK)
+        kept_NK, rest_NK = split(q_NK) if saturates() else (q_NK, torch.zeros_like(q_NK))
+        share = rest_NK.count_nonzero().item() / max(1, rest_NK.numel())
+        self._products = [_packed_product(part) for part in ([kept_NK, rest_NK] if share > MOST_SPARSE else [kept_NK])]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
             warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
-            ones, zeros = torch.ones(len(q_NK), dtype=torch.float64), torch.zeros(len(q_NK), dtype=torch.int64)
-            share = rest_NK.count_nonzero().item() / max(1, rest_NK.numel())
-            dense = [kept_NK, rest_NK] if share > MOST_SPARSE else [kept_NK]
-            weights = [torch._make_per_channel_quantized_tensor(part_NK, ones, zeros, 0) for part_NK in dense]
-            self._packed = [torch.ops.quantized.linear_prepack(weight, None) for weight in weights]
             self._rest = rest_NK.float().to_sparse_csr() if 0 < share <= MOST_SPARSE else None
-        self._call = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def __call__(self, x_MK: Tensor) -> Tensor:
         """Return x q', (M, N) float32."""
-        sums_MN: Tensor = self._call(x_MK, 1.0, ZERO, self._packed[0])
-        for more in self._packed[1:]:
-            sums_MN.add_(self._call(x_MK, 1.0, ZERO, more))
+        sums_MN = self._products[0](x_MK)
+        for more in self._products[1:]:
+            sums_MN.add_(more(x_MK))
         return sums_MN if self._rest is None else sums_MN.add_((self._rest @ x_MK.t()).t())
 
 

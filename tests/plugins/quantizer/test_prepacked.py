@@ -62,11 +62,12 @@ def test_packed_sums_are_exact_where_every_pair_would_saturate(value):
 
 @needs_fbgemm
 @pytest.mark.parametrize("large", [0, 12, 60])
-def test_sums_are_exact_with_a_rest_that_is_empty_sparse_or_dense(large):
+def test_sums_are_exact_with_a_rest_that_is_empty_sparse_or_dense(large, monkeypatch):
+    monkeypatch.setattr(prepacked, "saturates", lambda: True)
     x, q = int8(7, 300, 1, -127), int8(40, 300, 2, -30, 31)
     q[:, :large] = 127
     packed = Fbgemm(q)
-    assert (packed._rest is not None, len(packed._packed)) == {0: (False, 1), 12: (True, 1), 60: (False, 2)}[large]
+    assert (packed._rest is not None, len(packed._products)) == {0: (False, 1), 12: (True, 1), 60: (False, 2)}[large]
     assert torch.equal(packed(x.float()).double(), x.double() @ q.double().T)
 
 
@@ -174,13 +175,11 @@ def test_a_machine_without_fbgemm_computes_the_same(monkeypatch):
         assert relative_error(made(x), expected) < 4 * EPS
 
 
-def test_probe_refuses_a_machine_whose_instructions_saturate(monkeypatch):
-    monkeypatch.setattr(prepacked, "split", lambda q: (q, torch.zeros_like(q)))
-    monkeypatch.setattr(
-        prepacked.Fbgemm,
-        "__call__",
-        lambda self, x: (x @ self._packed[0].unpack()[0].int_repr().float().t()).clamp(-(2**15), 2**15 - 1),
-    )
-    prepacked.available.cache_clear()
-    assert not prepacked.available()
-    prepacked.available.cache_clear()
+def test_probe_sees_sums_that_saturate(monkeypatch):
+    def saturating(q):
+        return lambda x: (x @ q.float().t()).clamp(-(2**15), 2**15 - 1)
+
+    monkeypatch.setattr(prepacked, "_packed_product", saturating)
+    assert prepacked.saturates.__wrapped__()
+    monkeypatch.setattr(prepacked, "saturates", lambda: False)
+    assert not prepacked.available.__wrapped__()
