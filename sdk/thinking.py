@@ -72,7 +72,7 @@ async def open_model(
     from stackloom.opening import open_checkpoint
 
     _, loaded, tokenizer = open_checkpoint(checkpoint, registry)
-    with Engine(loaded, tokenizer) as engine:
+    with Engine(loaded, tokenizer, in_loop=True) as engine:
         yield LocalModel(engine, HFChatTokenizer(tokenizer))
 
 

@@ -38,6 +38,9 @@ class Engine:
         deterministic: a sequence gets the same bits alone and in any batch, at a cost in speed. Without it, the
             same calls in the same order still give the same bits.
         prefix_bytes: most memory for keys and values that prompts share, with each other and with earlier sequences.
+        in_loop: compute in the thread of the event loop that asks, which stands still for a step, instead of a thread of
+            the engine's own. On a CPU that is up to twice as fast where the loop's thread has computed before: OpenMP
+            workers of two threads are more than there are cores, and libgomp then lets them sleep between operations.
         end_tokens: ids that end a sequence; None takes the model's generation config's, or else the tokenizer's.
 
     Raises:
@@ -57,6 +60,7 @@ class Engine:
         max_batch: int = 32,
         deterministic: bool = False,
         prefix_bytes: int = 256 * 1024**2,
+        in_loop: bool = False,
         end_tokens: Iterable[int] | None = None,
     ) -> None:
         if type(max_batch) is not int or max_batch < 1:
@@ -65,6 +69,7 @@ class Engine:
         self.model.eval()
         self.tokenizer = tokenizer
         self.max_batch, self.deterministic, self.prefix_bytes = max_batch, deterministic, prefix_bytes
+        self._in_loop = in_loop
         self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self.end_tokens = _end_tokens(self.model, tokenizer) if end_tokens is None else frozenset(end_tokens)
@@ -233,12 +238,15 @@ class Engine:
         self._drivers[loop].waiting.append(generation)
 
     async def _drive(self, loop: asyncio.AbstractEventLoop, waiting: list[Generation]) -> None:
-        """Step in the engine's thread while this loop waits for anything; the loop stays free, no task goes on idle."""
+        """Step while this loop waits for anything; between two steps its tasks may go on, and none of them goes idle."""
         try:
             while waiting and not self._closed:
-                if self._thread is None:
-                    self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stackloom-engine")
-                await loop.run_in_executor(self._thread, self._step)
+                if self._in_loop:
+                    self._step()
+                else:
+                    if self._thread is None:
+                        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stackloom-engine")
+                    await loop.run_in_executor(self._thread, self._step)
                 for _ in range(SETTLE):
                     await asyncio.sleep(0)
                 waiting[:] = [generation for generation in waiting if not generation.done]

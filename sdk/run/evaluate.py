@@ -62,7 +62,7 @@ async def _attempt_all(
     sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=ctx.stage.seed)
     finished, ended = 0, Counter[str]()
 
-    with Engine(model, tokenizer) as engine:
+    with Engine(model, tokenizer, in_loop=True) as engine:
 
         async def attempt(task: Any, index: int, messages: Sequence[Message] | None = None) -> Attempt:
             asked = task if messages is None else replace(task, messages=tuple(messages))

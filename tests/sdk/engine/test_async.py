@@ -32,9 +32,9 @@ class Spy:
         return self.runner.step(ids)
 
 
-@pytest.fixture
-def engine(llama, tokenizer):
-    engine = endless(llama, tokenizer, max_batch=4)
+@pytest.fixture(params=[False, True], ids=["own thread", "in loop"])
+def engine(request, llama, tokenizer):
+    engine = endless(llama, tokenizer, max_batch=4, in_loop=request.param)
     engine._batch.runner = Spy(engine._batch.runner)
     yield engine
     engine.close()
