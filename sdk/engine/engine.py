@@ -38,9 +38,9 @@ class Engine:
         deterministic: a sequence gets the same bits alone and in any batch, at a cost in speed. Without it, the
             same calls in the same order still give the same bits.
         prefix_bytes: most memory for keys and values that prompts share, with each other and with earlier sequences.
-        in_loop: compute in the thread of the event loop that asks, which stands still for a step, instead of a thread of
-            the engine's own. On a CPU that is up to twice as fast where the loop's thread has computed before: OpenMP
-            workers of two threads are more than there are cores, and libgomp then lets them sleep between operations.
+        in_loop: compute in the thread of the event loop that asks, which stands still for a step, instead of in a
+            thread of the engine's own. On a CPU that is up to twice as fast, since the OpenMP workers of two threads
+            outnumber the cores, and libgomp then lets them sleep between operations.
         end_tokens: ids that end a sequence; None takes the model's generation config's, or else the tokenizer's.
 
     Raises:
@@ -238,7 +238,7 @@ class Engine:
         self._drivers[loop].waiting.append(generation)
 
     async def _drive(self, loop: asyncio.AbstractEventLoop, waiting: list[Generation]) -> None:
-        """Step while this loop waits for anything; between two steps its tasks may go on, and none of them goes idle."""
+        """Step while this loop waits for anything; between two steps its tasks go on; no task goes on idle."""
         try:
             while waiting and not self._closed:
                 if self._in_loop:
