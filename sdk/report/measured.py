@@ -33,6 +33,20 @@ class Perplexity(_Measured):
     sequences: int = 0
 
 
+class Choices(Estimate):
+    """Share of multiple-choice items answered right; `chance` is that of a guess."""
+
+    chance: float | None = None
+
+
+class AgainstFloat(_Measured):
+    """What quantizing did to the predictions, token by token, in nats; `agreement` on which token comes first."""
+
+    kl: Estimate | None = None
+    nll_difference: Estimate | None = None
+    agreement: Estimate | None = None
+
+
 class Outcome(_Measured):
     """How one task ended; an invalid one is masked."""
 
@@ -92,6 +106,8 @@ class Evaluation(_Measured):
     tasks: dict[str, Outcome] = {}
     transcripts: tuple[Transcript, ...] = ()
     perplexity: Perplexity | None = None
+    against_float: AgainstFloat | None = None
+    cloze: Choices | None = None
 
 
 class Layer(_Measured):

@@ -83,6 +83,7 @@ def render(run: RunRecord) -> str:
         "number": number,
         "percent": percent,
         "estimate": estimate,
+        "around": around,
         "change": change,
         "when": when,
         "spent": spent,
@@ -144,6 +145,14 @@ def estimate(value: Estimate | None) -> str:
 def span(value: Estimate) -> str:
     """Write the interval of a pass rate."""
     return f"{100 * value.interval[0]:.1f} to {percent(value.interval[1])}" if value.interval else ""
+
+
+def around(value: Estimate | None) -> str:
+    """Write a mean with its interval: "0.5116 (0.4774 to 0.5457)"."""
+    if value is None or value.value is None:
+        return NOT_MEASURED
+    low_high = [number(bound) for bound in value.interval or ()]
+    return f"{number(value.value)} ({' to '.join(low_high) or f'interval {NOT_MEASURED}'})"
 
 
 def change(value: Estimate) -> str:
@@ -224,6 +233,10 @@ def headline(stage: StageRecord) -> str:
             parts.append(f"pass rate {estimate(found.pass_rate)}")
         if found.perplexity:
             parts.append(f"perplexity {number(found.perplexity.value)}")
+        if found.against_float and found.against_float.kl:
+            parts.append(f"KL to the float model {number(found.against_float.kl.value)}")
+        if found.cloze:
+            parts.append(f"multiple choice {estimate(found.cloze)}")
     if stage.layers:
         before, after = totals(stage)
         parts.append(f"{len(stage.layers)} layers, {gib(before)} to {gib(after)}")

@@ -131,6 +131,12 @@ def metrics(share: float) -> dict[str, Any]:
             for task in list(tasks)[:20]
         ],
         "perplexity": {"value": 12.5, "interval": [11.25, 13.75], "sequences": 8, "nll": [2.5] * 8},
+        "against_float": {
+            "kl": {"value": 0.125, "interval": [0.1, 0.15], "count": 88},
+            "nll_difference": {"value": -0.01, "interval": [-0.03, 0.01], "count": 88},
+            "agreement": statistics.pass_rate([True] * 66 + [False] * 22),
+        },
+        "cloze": statistics.pass_rate([True] * 9 + [False] * 11) | {"chance": 0.25},
     }
 
 

@@ -214,6 +214,15 @@ def stopped(
     return tmp_path / "run"
 
 
+def test_what_quantizing_did_to_the_predictions_stands_there_with_its_interval(page: str) -> None:
+    text = of_stage(page, 1)
+    assert "KL to the float model, nats per token 0.125 (0.1 to 0.15)" in text
+    assert "Loss above the float model's, nats per token −0.01 (−0.03 to 0.01)" in text
+    assert "Tokens that both rank first 75.0 %" in text
+    assert "Multiple choice, 20 items; a guess has 25.0 % 45.0 %" in text
+    assert "KL to the float model 0.125" in page
+
+
 def test_an_unfinished_run_says_what_is_missing(stopped: Path, registry: Any) -> None:
     page = write_report(stopped, registry).read_text(encoding="utf-8")
     text = words(page)
