@@ -90,6 +90,8 @@ def dots(name: str, values: Sequence[float], *, across: str, up: str, lowest: bo
         if not lowest and all(value > 0 for _, value in finite):
             axes.set_yscale("log")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
 
     return _svg(name, draw, 2.6)
 

@@ -18,7 +18,7 @@ from stackloom import report
 from stackloom.core import statistics
 from stackloom.core.errors import ArtifactError, ConfigError
 from stackloom.registry import open_registry
-from stackloom.report import write_report
+from stackloom.report import plots, write_report
 from stackloom.run import runner
 
 VOID = {"meta", "br", "link", "img"}
@@ -106,6 +106,12 @@ def test_every_plot_says_what_it_shows(tree: Tree) -> None:
     pictures = [attrs for _, attrs, _ in tree.tags if attrs.get("role") == "img"]
     assert len(pictures) == len(tree.named("svg")) == 8  # four curves, three of layers, differences
     assert all(len(str(attrs["aria-label"])) > 40 for attrs in pictures)
+
+
+def test_a_logarithmic_axis_has_numbers_on_it() -> None:
+    drawn = words(plots.dots("range", [0.5, 3178.0], across="layer", up="magnitude", lowest=False))
+    assert {"1", "100", "1000"} < set(drawn.split())
+    assert "$" not in drawn
 
 
 def test_plots_take_their_colours_from_the_page(page: str) -> None:
