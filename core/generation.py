@@ -76,6 +76,7 @@ class Completion:
         text: decoded, without what the stop string and special tokens would add.
         finish: "stop" for an end token or stop string, "length" for max_tokens or the model's context.
         top_logprobs: per generated token the likeliest ones as (id, logprob), likeliest first, where asked for.
+        versions: of the weights that chose each token; an engine counts how often they were read anew.
     """
 
     token_ids: tuple[int, ...]
@@ -83,6 +84,7 @@ class Completion:
     text: str
     finish: Literal["stop", "length"]
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    versions: tuple[int, ...] = ()
 
 
 class Generator(Protocol):

@@ -26,6 +26,7 @@ def serve(
     ),
     dtype: str = typer.Option("auto", help="Of the weights: auto, float32, bfloat16, float16."),
     max_batch: int = typer.Option(32, min=1, help="Most sequences computed at once."),
+    cache_mib: int = typer.Option(4096, min=1, help="Most memory for keys and values, in MiB; taken as it is needed."),
     max_tokens: int = typer.Option(4096, min=1, help="Most generated tokens of one choice, and the default."),
     max_body: int = typer.Option(4 * 1024**2, min=1024, help="Most bytes of a request."),
     queue: int = typer.Option(256, min=1, help="Most sequences that run or wait; beyond it requests get 429."),
@@ -56,7 +57,9 @@ def serve(
 
     with registry() as opened:
         found, loaded, tokenizer = open_checkpoint(model, opened, dtype=dtype)
-        with Engine(loaded, tokenizer, max_batch=max_batch, deterministic=deterministic) as engine:
+        with Engine(
+            loaded, tokenizer, max_batch=max_batch, deterministic=deterministic, cache_bytes=cache_mib << 20
+        ) as engine:
             limits = Limits(max_body=max_body, max_tokens=max_tokens, queue=queue)
             serving = Serving(
                 name or found,

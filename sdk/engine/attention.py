@@ -1,7 +1,8 @@
 """Attention of one layer over the engine's memory: transformers' own kind, and attention plugins.
 
 Shape legend: N rows of the batch, R rows computed (N, or more in a padded batch), T tokens of all prompts together,
-D model width, H query heads, G key/value heads, K head width, S longest cached length.
+D model width, H query heads (in memory: heads of keys, then of values), G key/value heads, K head width, P pages,
+S tokens of a page or of a sequence.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from stackloom.core.cache import SNAPSHOT_EVERY
 from stackloom.core.errors import EngineError
 from stackloom.engine.cache import DenseView
 from stackloom.engine.linear import project
+from stackloom.engine.pages import BLOCK
 from stackloom.engine.runner import check_rollback
 
 ONE_BY_ONE = 2  # up to here a call of fused attention per row beats one batched matmul over all rows
@@ -30,18 +32,21 @@ class Step:
     Attributes:
         cos, sin: rotary factors per token, (T, 1, K) in the model's dtype; the first half of `sin` is negated.
         lengths: cached tokens per sequence once this pass is done.
+        slots: where each head of each new token lies in a layer's memory, int64 (T * H,); (N * H,) for single steps.
         spans: rows of T that belong to each sequence, for prompts; None for single steps.
-        rows: batch row of each sequence, for prompts.
-        slots: where each head of each sequence's new token lies in memory, int64 (N * G,); for single steps.
+        tables: for prompts, where the pages of each sequence's heads lie, int64 (H * P,), None for one that begins
+            here; for single steps one table of all, (2 * N * G * P,).
+        gathered: for single steps, memory for what the table names, (2 * N * G * P, S * K).
         mask: (N, 1, S), 0 where a sequence has a token, -inf elsewhere; None where all lengths agree.
     """
 
     cos: Tensor
     sin: Tensor
     lengths: list[int]
+    slots: Tensor
     spans: list[slice] | None = None
-    rows: Sequence[int] = ()
-    slots: Tensor | None = None
+    tables: Sequence[Tensor | None] = ()
+    gathered: Tensor | None = None
     mask: Tensor | None = None
 
 
@@ -68,22 +73,23 @@ class OwnAttention:
             self.norm_HK = torch.cat([w.detach().expand(n, -1) for w, n in zip(weights, counts, strict=True)])
             self.norm_eps = attention.q_norm.variance_epsilon
 
-    def prefill(self, x_TD: Tensor, k_NGSK: Tensor, v_NGSK: Tensor, step: Step) -> Tensor:
+    def prefill(self, x_TD: Tensor, memory_PHSK: Tensor, step: Step) -> Tensor:
         """Mix prompts, or what is not cached of them, and keep their keys and values, (T, D) to (T, D)."""
         q_THK, k_TGK, v_TGK = self._project(x_TD, step)
+        self._keep(k_TGK, v_TGK, memory_PHSK, step)
         mixed_THK = torch.empty_like(q_THK)
         assert step.spans is not None
-        for row, span, stop in zip(step.rows, step.spans, step.lengths, strict=True):
-            tokens = span.stop - span.start
-            k_NGSK[row, :, stop - tokens : stop] = k_TGK[span].transpose(0, 1)
-            v_NGSK[row, :, stop - tokens : stop] = v_TGK[span].transpose(0, 1)
-            mask_TS = None
-            if tokens < stop:
+        for span, stop, table in zip(step.spans, step.lengths, step.tables, strict=True):
+            tokens, mask_TS = span.stop - span.start, None
+            k_GSK, v_GSK = k_TGK[span].transpose(0, 1), v_TGK[span].transpose(0, 1)
+            if table is not None:
+                pages = memory_PHSK.view(-1, BLOCK * self.width)[table].view(2, self.kv_heads, -1, self.width)
+                k_GSK, v_GSK = pages[0, :, :stop], pages[1, :, :stop]
                 mask_TS = torch.ones(tokens, stop, dtype=torch.bool, device=x_TD.device).tril(stop - tokens)
             mixed_THK[span] = scaled_dot_product_attention(
                 q_THK[span].transpose(0, 1)[None],
-                k_NGSK[row : row + 1, :, :stop],
-                v_NGSK[row : row + 1, :, :stop],
+                k_GSK[None],
+                v_GSK[None],
                 attn_mask=mask_TS,
                 is_causal=mask_TS is None,
                 scale=self.scale,
@@ -91,18 +97,25 @@ class OwnAttention:
             )[0].transpose(0, 1)
         return self.out(mixed_THK.flatten(1))
 
-    def step(self, x_RD: Tensor, k_NGSK: Tensor, v_NGSK: Tensor, step: Step) -> Tensor:
+    def step(self, x_RD: Tensor, memory_PHSK: Tensor, step: Step) -> Tensor:
         """Mix one more token of each sequence and keep its key and value, (R, D) to (R, D); rows past N are zeros."""
         q_RHK, k_RGK, v_RGK = self._project(x_RD, step)
         rows, longest = len(step.lengths), max(step.lengths)
-        assert step.slots is not None
-        k_NGSK.view(-1, self.width).index_copy_(0, step.slots, k_RGK[:rows].reshape(-1, self.width))
-        v_NGSK.view(-1, self.width).index_copy_(0, step.slots, v_RGK[:rows].reshape(-1, self.width))
+        self._keep(k_RGK[:rows], v_RGK[:rows], memory_PHSK, step)
+        (table,), gathered = step.tables, step.gathered
+        assert table is not None
+        assert gathered is not None
+        torch.index_select(memory_PHSK.view(-1, BLOCK * self.width), 0, table, out=gathered)
+        k_NGSK, v_NGSK = gathered.view(2, rows, self.kv_heads, -1, self.width)
         if self.one_by_one or rows <= ONE_BY_ONE:
             mixed = self._each(q_RHK, k_NGSK, v_NGSK, step.lengths)
         else:
-            mixed = self._together(q_RHK, k_NGSK[:rows, :, :longest], v_NGSK[:rows, :, :longest], step.mask)
+            mixed = self._together(q_RHK, k_NGSK[:, :, :longest], v_NGSK[:, :, :longest], step.mask)
         return self.out(mixed)
+
+    def _keep(self, k_TGK: Tensor, v_TGK: Tensor, memory_PHSK: Tensor, step: Step) -> None:
+        new_THK = torch.cat((k_TGK, v_TGK), dim=1)
+        memory_PHSK.view(-1, self.width).index_copy_(0, step.slots, new_THK.view(-1, self.width))
 
     def _each(self, q_RHK: Tensor, k_NGSK: Tensor, v_NGSK: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return (R, H * K). The query heads of a group are handed over as if they were its positions."""

@@ -14,7 +14,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stackloom.core.errors import ConfigError
-from stackloom.core.generation import Completion, Request
+from stackloom.core.generation import Completion, ContextFull, Request
 from stackloom.engine.batch import Batch, Generation, Piece
 from stackloom.engine.decoder import Decoder, supports
 from stackloom.engine.grammar import Grammars
@@ -37,14 +37,16 @@ class Engine:
         max_batch: most sequences computed at once; others wait.
         deterministic: a sequence gets the same bits alone and in any batch, at a cost in speed. Without it, the
             same calls in the same order still give the same bits.
-        prefix_bytes: most memory for keys and values that prompts share, with each other and with earlier sequences.
+        cache_bytes: most memory for keys and values; where it ends, the sequences that came last wait and are computed
+            again later. It is taken as it is needed.
+        prefix_bytes: how much of it what earlier sequences computed may keep, for prompts that begin alike.
         in_loop: compute in the thread of the event loop that asks, which stands still for a step, instead of in a
             thread of the engine's own. On a CPU that is up to twice as fast, since the OpenMP workers of two threads
             outnumber the cores, and libgomp then lets them sleep between operations.
         end_tokens: ids that end a sequence; None takes the model's generation config's, or else the tokenizer's.
 
     Raises:
-        ConfigError: max_batch below 1, or an end token that the model does not have.
+        ConfigError: max_batch below 1, cache_bytes below one page, or an end token that the model does not have.
 
     Example:
         >>> engine = Engine(model, tokenizer)
@@ -59,6 +61,7 @@ class Engine:
         *,
         max_batch: int = 32,
         deterministic: bool = False,
+        cache_bytes: int = 4 * 1024**3,
         prefix_bytes: int = 256 * 1024**2,
         in_loop: bool = False,
         end_tokens: Iterable[int] | None = None,
@@ -68,7 +71,8 @@ class Engine:
         self.model = cast(Any, model)
         self.model.eval()
         self.tokenizer = tokenizer
-        self.max_batch, self.deterministic, self.prefix_bytes = max_batch, deterministic, prefix_bytes
+        self.max_batch, self.deterministic = max_batch, deterministic
+        self.cache_bytes, self.prefix_bytes = cache_bytes, prefix_bytes
         self._in_loop = in_loop
         self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
@@ -77,6 +81,8 @@ class Engine:
             raise ConfigError(f"{unknown[0]} is no token id of this model", where="end_tokens")
         self._grammars = Grammars(tokenizer, self.vocabulary, self.end_tokens)
         self._batch = Batch(self._runner(), max_batch=max_batch, deterministic=deterministic)
+        if self._batch.runner.capacity == 0:
+            raise ConfigError(f"{cache_bytes} bytes hold no page", where="cache_bytes", fix="give at least some MiB")
         self._stepping = Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._drivers: dict[asyncio.AbstractEventLoop, _Driver] = {}
@@ -91,6 +97,22 @@ class Engine:
     def waiting(self) -> int:
         """Sequences that wait for a row."""
         return len(self._batch.waiting)
+
+    @property
+    def preempted(self) -> int:
+        """How often a sequence gave its memory back before its end."""
+        return self._batch.preempted
+
+    @property
+    def version(self) -> int:
+        """How often weights were read anew."""
+        return self._batch.version
+
+    @property
+    def pages(self) -> tuple[int, int, int]:
+        """Pages of memory that are in use, that are kept for prompts that begin alike, and that there are."""
+        pages = self._batch.runner.pages if isinstance(self._batch.runner, Decoder) else None
+        return (0, 0, 0) if pages is None else (pages.used - pages.idle, pages.idle, pages.capacity)
 
     def check(self, request: Request) -> None:
         """Refuse a request that cannot be computed; from any thread.
@@ -168,16 +190,13 @@ class Engine:
         return [_result(generation) for generation in generations]
 
     def refresh(self) -> None:
-        """Read the model's weights anew.
+        """Read the model's weights anew, between two steps.
 
-        Raises:
-            ConfigError: sequences are being computed.
+        Sequences that are under way go on with the new weights, which first read what there is of them; each token of a
+        completion names the version of the weights that chose it.
         """
         with self._stepping:
-            self._batch.sweep()
-            if self._batch.busy:
-                raise ConfigError("weights cannot change while sequences are computed", fix="wait for them")
-            self._batch.runner = self._runner()
+            self._batch.replace(self._runner())
 
     def close(self) -> None:
         """End what runs or waits with an error and stop the engine's thread. Closing twice does nothing."""
@@ -200,6 +219,7 @@ class Engine:
                 self.model,
                 max_batch=self.max_batch,
                 deterministic=self.deterministic,
+                cache_bytes=self.cache_bytes,
                 prefix_bytes=self.prefix_bytes,
             )
         return RowByRow(self.model)
@@ -216,8 +236,16 @@ class Engine:
         added = self.tokenizer.get_added_vocab()
         ends = {added[stop] for stop in request.sampling.stop if stop in added}
         room, schema = request.sampling.max_tokens, request.sampling.json_schema
-        if self.context is not None:
-            room = min(room, self.context - len(request.input_ids))
+        for limit in (self.context, self._batch.runner.capacity):
+            if limit is not None:
+                room = min(room, limit - len(request.input_ids))
+        if room < 1:
+            tokens = len(request.input_ids)
+            raise ContextFull(
+                f"a prompt of {tokens} tokens does not fit into {self.cache_bytes} bytes of keys and values",
+                where=f"{where}.input_ids",
+                fix="shorten the prompt, or raise cache_bytes",
+            )
         return Generation(
             request,
             end_tokens=self.end_tokens | ends,

@@ -20,20 +20,47 @@ class Runner(Protocol):
     """A batch of sequences and the memory they keep. Row i is the i-th sequence."""
 
     @property
+    def capacity(self) -> int | None:
+        """Most tokens that all rows together may hold; None without a bound. One row alone can always use all of it."""
+        ...
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens cached per row."""
         ...
 
-    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Append one row per prompt and return the logits after each, (len(prompts), V)."""
+    @property
+    def filling(self) -> list[int]:
+        """Rows whose prompt is not wholly computed yet, ascending."""
         ...
 
-    def step(self, token_ids: Sequence[int]) -> Tensor:
-        """Feed one token to every row and return the logits after it, (N, V)."""
+    @property
+    def room(self) -> int | None:
+        """Tokens for which there is memory now; None without a bound."""
+        ...
+
+    def join(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Append one row per prompt; nothing is computed."""
+        ...
+
+    def fill(self, tokens: int) -> dict[int, Tensor]:
+        """Compute about `tokens` more tokens of prompts, as far as there is memory.
+
+        Returns:
+            the logits after the prompt, (V,), of each row whose prompt is wholly computed now.
+        """
+        ...
+
+    def reserve(self, rows: Sequence[int]) -> bool:
+        """Take memory for one more token of each of these rows; False where there is too little."""
+        ...
+
+    def step(self, token_ids: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """Feed one token to each of these rows, for which `reserve` took memory; the logits after it, (N, V)."""
         ...
 
     def leave(self, row: int) -> None:
-        """Forget a row; the last row takes its place."""
+        """Forget a row and give its memory back; the last row takes its place."""
         ...
 
     def rollback(self, n: int) -> int:
@@ -61,10 +88,13 @@ class RowByRow:
         model: a causal language model in eval mode.
     """
 
+    capacity = room = None
+
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._caches: list[Any] = []
         self._lengths: list[int] = []
+        self._prompts: list[Sequence[int]] = []  # of rows that are not filled yet, which are the last ones
         takes = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
@@ -73,20 +103,35 @@ class RowByRow:
         """Tokens cached per row."""
         return self._lengths
 
-    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Append rows; see `Runner`."""
-        logits = []
-        for prompt in prompts:
-            cache = DynamicCache(config=self._model.config)
-            logits.append(self._forward(prompt, cache))
-            self._caches.append(cache)
-            self._lengths.append(len(prompt))
-        return torch.cat(logits)
+    @property
+    def filling(self) -> list[int]:
+        """See `Runner`; empty after `fill`."""
+        return list(range(len(self._lengths) - len(self._prompts), len(self._lengths)))
 
-    def step(self, token_ids: Sequence[int]) -> Tensor:
-        """Move every row on; see `Runner`."""
-        logits = [self._forward([token], cache) for token, cache in zip(token_ids, self._caches, strict=True)]
-        self._lengths = [length + 1 for length in self._lengths]
+    def join(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Append rows; see `Runner`."""
+        self._prompts += prompts
+        self._lengths += [0] * len(prompts)
+        self._caches += [DynamicCache(config=self._model.config) for _ in prompts]
+
+    def fill(self, tokens: int) -> dict[int, Tensor]:
+        """Compute all prompts; see `Runner`."""
+        found = {}
+        for row, prompt in zip(self.filling, self._prompts, strict=True):
+            found[row] = self._forward(prompt, self._caches[row])[0]
+            self._lengths[row] = len(prompt)
+        self._prompts = []
+        return found
+
+    def reserve(self, rows: Sequence[int]) -> bool:
+        """There is always memory."""
+        return True
+
+    def step(self, token_ids: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """Move rows on; see `Runner`."""
+        logits = [self._forward([token], self._caches[row]) for token, row in zip(token_ids, rows, strict=True)]
+        for row in rows:
+            self._lengths[row] += 1
         return torch.cat(logits)
 
     def leave(self, row: int) -> None:
@@ -107,7 +152,7 @@ class RowByRow:
 
     def clear(self) -> None:
         """Forget every row."""
-        self._caches, self._lengths = [], []
+        self._caches, self._lengths, self._prompts = [], [], []
 
     def _forward(self, token_ids: Sequence[int], cache: Any) -> Tensor:
         ids_1T = torch.tensor([list(token_ids)], device=self._model.device)

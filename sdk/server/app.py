@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -49,7 +49,7 @@ class Work(Protocol):
         """Return the whole answer."""
         ...
 
-    def events(self) -> AsyncIterator[str]:
+    def events(self) -> AsyncGenerator[str, None]:
         """Yield the answer piece by piece."""
         ...
 
@@ -154,11 +154,11 @@ async def respond(serving: Serving, request: Request, work: Work, *, stream: boo
     return JSONResponse(answer)
 
 
-async def _told(serving: Serving, work: Work, start: float, done: Any) -> AsyncIterator[str]:
+async def _told(serving: Serving, work: Work, start: float, done: Any) -> AsyncGenerator[str, None]:
     """Yield a stream's events; an error that comes too late for a status is its last one."""
     status = 499
     try:
-        async with aclosing(work.events()) as events:  # type: ignore[type-var]
+        async with aclosing(work.events()) as events:
             async for number, text in _numbered(events):
                 if number == 1:  # the first one holds the role alone
                     serving.metrics.first_seconds.observe(time.monotonic() - start)
@@ -174,7 +174,7 @@ async def _told(serving: Serving, work: Work, start: float, done: Any) -> AsyncI
         done(status)
 
 
-async def _numbered(events: AsyncIterator[str]) -> AsyncIterator[tuple[int, str]]:
+async def _numbered(events: AsyncGenerator[str, None]) -> AsyncGenerator[tuple[int, str], None]:
     number = 0
     async for text in events:
         yield number, text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -87,7 +87,7 @@ class Chatting:
         finish = "tool_calls" if reader.calls else completion.finish
         return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncGenerator[str, None]:
         """Yield the answer piece by piece."""
         head, tokens = envelope("chat.completion.chunk", self._serving.name), 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -38,7 +38,7 @@ class Completing:
             Refused: the server does not take it.
         """
         serving, body = self._serving, self._body
-        prompts = body.prompts
+        prompts: list[str | list[int]] = [*body.prompts]
         serving.admit(body, len(prompts) * body.n)
         sampling = serving.sampling(body, body.max_tokens)
         for place, prompt in enumerate(prompts):
@@ -72,7 +72,7 @@ class Completing:
         self._serving.count(self._prompt_tokens, tokens)
         return self._head | {"choices": choices, "usage": usage(self._prompt_tokens, tokens)}
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncGenerator[str, None]:
         """Yield the answer piece by piece."""
         tokens, offsets = 0, [0] * len(self._requests)
         try:

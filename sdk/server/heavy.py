@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -74,7 +74,7 @@ class HeavyChatting:
         head = envelope("chat.completion", self._serving.name)
         return head | {"choices": [choice], "usage": _usage(thought), "heavy": _report(thought)}
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncGenerator[str, None]:
         """Yield the answer piece by piece: each thinker's when it ends, the final one at the end."""
         head = envelope("chat.completion.chunk", self._serving.name)
 
@@ -98,7 +98,7 @@ class HeavyChatting:
                     yield event(head | {"choices": [], "usage": _usage(found)})
         yield DONE
 
-    async def _events(self) -> AsyncIterator[str | Thought]:
+    async def _events(self) -> AsyncGenerator[str | Thought, None]:
         """Yield lines of what happens, and last the thought."""
         assert self._reasoner is not None
         assert self._question is not None

@@ -36,6 +36,11 @@ class Metrics:
         self.cancelled = Counter("stackloom_cancelled_requests", "Requests that the client left.", registry=registry)
         for name, what, read in (
             ("stackloom_running_sequences", "Sequences being computed.", lambda: engine.running),
+            ("stackloom_used_pages", "Pages of keys and values in use.", lambda: engine.pages[0]),
+            ("stackloom_kept_pages", "Pages kept for prompts that begin alike.", lambda: engine.pages[1]),
+            ("stackloom_pages", "Pages that there are.", lambda: engine.pages[2]),
+            ("stackloom_preempted_sequences", "Sequences that gave their memory back.", lambda: engine.preempted),
+            ("stackloom_weights_version", "How often weights were read anew.", lambda: engine.version),
             ("stackloom_waiting_sequences", "Sequences that wait for a row.", lambda: engine.waiting),
         ):
             Gauge(name, what, registry=registry).set_function(read)

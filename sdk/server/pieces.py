@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from stackloom.core.generation import Completion, Request
 from stackloom.engine.batch import Piece
 from stackloom.engine.engine import Engine
 
 
-async def grow(engine: Engine, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Piece | Completion]]:
+async def grow(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Piece | Completion], None]:
     """Yield (number, piece) as pieces come, and (number, completion) at each end. Closing it frees every row."""
     queue: asyncio.Queue[tuple[int, Piece | Completion | BaseException]] = asyncio.Queue()
 

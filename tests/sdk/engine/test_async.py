@@ -23,13 +23,13 @@ class Spy:
 
     def join(self, given):
         self.joins.append(len(given))
-        return self.runner.join(given)
+        self.runner.join(given)
 
-    def step(self, ids):
+    def step(self, ids, rows):
         self.steps.append(len(ids))
         if self.broken:
             raise OSError("out of order")
-        return self.runner.step(ids)
+        return self.runner.step(ids, rows)
 
 
 @pytest.fixture(params=[False, True], ids=["own thread", "in loop"])

@@ -1,10 +1,11 @@
 """A sequence alone equals the same sequence in any batch: bit for bit in deterministic mode, by draw in every mode."""
 
 import asyncio
+import random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from stackloom.core.generation import Request, Sampling
@@ -29,6 +30,22 @@ REQUESTS = st.lists(
     ),
     min_size=1,
     max_size=9,
+)
+LONGER = st.lists(
+    st.builds(
+        Request,
+        st.one_of(st.just(tuple(range(40))), st.lists(st.integers(0, 255), min_size=1, max_size=50).map(tuple)),
+        st.builds(
+            Sampling,
+            temperature=st.sampled_from([0.0, 1.5]),
+            max_tokens=st.integers(1, 45),
+            seed=st.integers(0, 3),
+            presence_penalty=st.sampled_from([0.0, 0.5]),
+        ),
+        top_logprobs=st.sampled_from([0, 2]),
+    ),
+    min_size=2,
+    max_size=8,
 )
 THREADS = 2  # products split over threads must treat rows alike as well
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -64,6 +81,58 @@ def test_alone_equals_batched_bit_for_bit_whatever_arrives_when(engine, requests
     alone = [engine.generate_all([request])[0] for request in requests]
     together = asyncio.run(arrive(engine, requests, waits))
     assert together == alone  # ids, text and the exact bits of every log-probability
+
+
+PAGE = 3 * 2 * 2 * 8 * 16  # elements of a page of the tiny model: layers, keys and values, heads, width, tokens
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", "fp32-free"])
+def narrow(request, tokenizer, threads):
+    """An engine whose memory holds two long sequences or so; "free" is not deterministic."""
+    dtype = torch.bfloat16 if request.param == "bf16" else torch.float32
+    pages = 7 * PAGE * dtype.itemsize
+    options = {"max_batch": 4, "deterministic": request.param != "fp32-free", "cache_bytes": pages}
+    return endless(build(dtype=dtype), tokenizer, **options)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(requests=LONGER, seed=st.integers(0, 2**32))
+def test_arrivals_cancellations_and_preemptions_change_nothing_and_lose_no_page(narrow, requests, seed):
+    chance = random.Random(seed)
+    alone = [narrow.generate_all([request])[0] for request in requests]
+    batch, before = narrow._batch, narrow.preempted
+    generations = [narrow._generation(request) for request in requests]
+    waiting = list(generations)
+    while waiting or batch.busy:
+        for _ in range(chance.randrange(3)):
+            if waiting:
+                batch.submit(waiting.pop())
+        if chance.random() < 1 / 30:
+            chance.choice(generations).cancel()
+        batch.step()
+        assert narrow.pages[0] <= narrow.pages[2] == 7
+    for generation, expected in zip(generations, alone, strict=True):
+        assert generation.error is None
+        if generation.completion is None:
+            assert generation.cancelled
+        elif narrow.deterministic:
+            assert generation.completion == expected  # ids, text and the exact bits of every log-probability
+        else:
+            assert generation.completion.token_ids == expected.token_ids
+    assert narrow.pages[0] == 0
+    batch.runner.pages.forget()
+    assert narrow.pages == (0, 0, 7)
+    event("preempted" if narrow.preempted > before else "not preempted")
+
+
+def test_sequences_that_do_not_fit_together_take_turns(narrow):
+    requests = [Request((place, 2, 3), Sampling(max_tokens=60, temperature=1.0)) for place in range(5)]
+    alone = [narrow.generate_all([request])[0] for request in requests]
+    before = narrow.preempted
+    together = narrow.generate_all(requests)
+    assert narrow.preempted > before
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    assert narrow.pages[0] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,6 +12,8 @@ from stackloom.plugins.quantizer.quantized_linear import QuantizedLinear
 from stackloom.plugins.quantizer.rtn.config import RTNConfig
 from stackloom.testing import relative_error, tiny_llama
 
+from .tiny_models import fed, filled
+
 EPS = torch.finfo(torch.float32).eps
 COLUMNS = 64
 needs_fbgemm = pytest.mark.skipif(not prepacked.available(), reason="fbgemm is not built for this CPU")
@@ -73,7 +75,7 @@ def test_engine_computes_what_the_quantized_model_computes(options):
     decoder = Decoder(model, max_batch=2, deterministic=False)
     prompts = [[1, 2, 3, 4, 5], [9, 8, 7]]
     with torch.inference_mode():
-        found = torch.cat([decoder.join(prompts), decoder.step([6, 6])])
+        found = torch.cat([filled(decoder, prompts), fed(decoder, [6, 6])])
         rows = [*prompts, *([*prompt, 6] for prompt in prompts)]
         expected = torch.stack([model(torch.tensor([row]), use_cache=False).logits[0, -1] for row in rows])
     assert relative_error(found, expected) < 1e-5

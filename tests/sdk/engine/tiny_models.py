@@ -48,3 +48,20 @@ def prompts(count, *, longest=20, seed=0):
 def endless(model, tokenizer, **options):
     """An engine that no token stops."""
     return Engine(model, tokenizer, end_tokens=(), **options)
+
+
+def filled(runner, given):
+    """Give a runner more prompts and return the logits after each."""
+    first = len(runner.lengths)
+    runner.join(given)
+    found = {}
+    while runner.filling:
+        found |= runner.fill(10_000)
+    return torch.stack([found[row] for row in range(first, len(runner.lengths))])
+
+
+def fed(runner, tokens):
+    """Feed every row of a runner a token and return the logits after it."""
+    rows = list(range(len(tokens)))
+    assert runner.reserve(rows)
+    return runner.step(tokens, rows)

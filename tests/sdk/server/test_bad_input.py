@@ -187,7 +187,7 @@ def test_an_error_while_streaming_is_the_streams_last_event(http, endless, monke
     _, serving = endless
     step = serving.engine._batch.runner.step
 
-    def broken(ids):
+    def broken(ids, rows):
         raise OSError("out of order")
 
     monkeypatch.setattr(serving.engine._batch.runner, "step", broken)
