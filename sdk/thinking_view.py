@@ -180,6 +180,16 @@ def to_json(thought: Thought) -> dict[str, Any]:
     return data
 
 
+ANSWERS = {
+    "summary": "the summary's answer",
+    "choice": "a thinker's answer",
+    "too few answers": "the best of too few answers",
+    "no summary": "the best thinker's answer, for want of a summary",
+    "deadline": "the best thinker's answer when time was up",
+}
+ENDED = {"width": "", "deadline": ", the others ran out of time", "tokens": ", the others ran out of tokens"}
+
+
 def ending(thought: Thought) -> str:
     """Return one line about how an answer came about."""
     widths: dict[int, int] = {}
@@ -188,8 +198,9 @@ def ending(thought: Thought) -> str:
     answered = sum(made.message is not None for made in thought.trajectories)
     return (
         f"{answered} of {len(thought.trajectories)} thinkers answered"
-        f"{f' in {len(widths)} rounds' if len(widths) > 1 else ''}; ended by {thought.stopped_by}; "
-        f"answer by {thought.aggregated_by}; {thought.tokens} tokens, {thought.summary_tokens} of them the summary's"
+        f"{f' in {len(widths)} rounds' if len(widths) > 1 else ''}"
+        f"{ENDED.get(thought.stopped_by, f', the others were not needed ({thought.stopped_by} stop)')}; "
+        f"{ANSWERS[thought.aggregated_by]}; {thought.tokens} tokens, {thought.summary_tokens} of them the summary's"
     )
 
 
