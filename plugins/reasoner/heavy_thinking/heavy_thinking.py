@@ -9,9 +9,9 @@ from stackloom.core.chat import Message
 from stackloom.core.generation import ChatRequest, Sampling, ServerError
 from stackloom.core.slots.reasoner import Attempts, Solution
 from stackloom.plugins.reasoner.heavy_thinking.config import HeavyThinkingConfig
-from stackloom.plugins.reasoner.heavy_thinking.prompt import summary_prompt, without_marks
 from stackloom.plugins.reasoner.parallel import ParallelThinking, ballots, make_attempts
 from stackloom.plugins.reasoner.question import Ask, Question, Trajectory
+from stackloom.plugins.reasoner.summary_prompt import summary_prompt, without_marks
 from stackloom.plugins.reasoner.thinkers import Budget, Emit
 from stackloom.plugins.reasoner.votes import winner
 

@@ -16,11 +16,11 @@ from stackloom.plugins.reasoner.deepconf.config import DeepConfConfig
 from stackloom.plugins.reasoner.deepconf.deepconf import percentile, token_confidence, window_means
 from stackloom.plugins.reasoner.genselect.config import GenSelectConfig
 from stackloom.plugins.reasoner.heavy_thinking.config import HeavyThinkingConfig
-from stackloom.plugins.reasoner.heavy_thinking.prompt import summary_prompt, tokens_of
 from stackloom.plugins.reasoner.parallel import InsufficientTrajectories, NoExtractableAnswer
 from stackloom.plugins.reasoner.question import EarlyStop, Ended, Notice, Question, Summarizing, Thought, Trajectory
 from stackloom.plugins.reasoner.scripted import Line, ScriptedModel
 from stackloom.plugins.reasoner.self_consistency.config import SelfConsistencyConfig
+from stackloom.plugins.reasoner.summary_prompt import summary_prompt, tokens_of
 
 ASK = (Message("system", "Be brief."), Message("user", "6 * 7?"))
 
