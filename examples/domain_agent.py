@@ -14,7 +14,7 @@ SMALL = {
 }  # four tools, two or three calls: about 270 tokens of prompt
 
 
-def domain_agent(steps: int = 280, tasks: int = 75) -> sl.Stack:
+def domain_agent(steps: int = 200, tasks: int = 60) -> sl.Stack:
     """Return the stack; held-out tasks have other people, and every fifth is of a domain that is never trained on."""
     held_out = sl.use("environment.domain-graph", **SMALL, unseen_domains=["ticketing"])
     attempt = {"environment": held_out, "tasks": tasks, "max_tokens": 96, "turns": 6}
@@ -27,7 +27,7 @@ def domain_agent(steps: int = 280, tasks: int = 75) -> sl.Stack:
             sl.train(
                 adapter=sl.use("adapter.lora", rank=16),
                 optimizer=sl.use("optimizer.adamw", lr=2e-3, weight_decay=0),
-                data=sl.use("data.environment-trajectories", environment=shown, count=800),
+                data=sl.use("data.environment-trajectories", environment=shown, count=600),
                 steps=steps,
                 batch_size=1,
                 sequence_length=1024,
