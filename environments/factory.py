@@ -23,7 +23,7 @@ from stackloom.environments.domain import Domain
 from stackloom.environments.entities import Row
 from stackloom.environments.graph import Graph, closure, stranded
 from stackloom.environments.rows import Rows
-from stackloom.environments.statements import Statement, choices_of, holds
+from stackloom.environments.statements import Statement, choices_of, holds, states
 from stackloom.environments.tools import Outcome, WorldTool, call
 from stackloom.environments.wording import Request, report, request
 from stackloom.environments.world import Contents, World, commute
@@ -347,7 +347,7 @@ class _Build:
             return False
         return (
             self._answers_are_steady(wishes, first, changing)
-            and self._choices_are_told_apart(wishes, first)
+            and self._statements_are_told_apart(wishes, first)
             and self._changes_are_needed(wishes, first, changing)
         )
 
@@ -363,13 +363,15 @@ class _Build:
                 return False
         return True
 
-    def _choices_are_told_apart(self, wishes: Sequence[Wish], first: Replay) -> bool:
-        """Whether an honest report of what is done holds no other value of an asked choice, such as "cancelled"."""
+    def _statements_are_told_apart(self, wishes: Sequence[Wish], first: Replay) -> bool:
+        """Whether an honest report of all but one statement neither states that one nor another of its choices."""
         told = {str(value) for *_, old, new in first.delta for row in (old, new) if row for value in row.values()}
         statements = _statements(self.domain, wishes, first)
         for statement in statements:
+            rest = report(wishes, [other for other in statements if other is not statement])
+            if states(statement, rest):  # a weight of 20 would state an amount of $20.00
+                return False
             if statement.kind == "choice":
-                rest = report(wishes, [other for other in statements if other is not statement])
                 others = set(choices_of(self.domain, statement))
                 if (others - {statement.value}) & told or any(holds(rest, word) for word in others):
                     return False

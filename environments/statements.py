@@ -54,6 +54,12 @@ def holds(text: str, words: str) -> bool:
     return bool(re.search(rf"(?<!\w){re.escape(plain(words))}(?!\w)", plain(text)))
 
 
+def states(statement: Statement, text: str) -> bool:
+    """Whether a text asserts a statement's value."""
+    claims = " \n".join(_claims(text))
+    return _states(statement, statement.value, mentioned(claims), claims)
+
+
 def unstated(domain: Domain, required: Required, text: str, said: str, contents: Contents) -> str:
     """Return which value a final message fails to state, misnames, or spoils with another one of its kind; "" if none.
 

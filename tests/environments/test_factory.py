@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from stackloom.core.errors import ConfigError, PluginError
 from stackloom.core.slots.environment import ToolError
 from stackloom.environments import domains
+from stackloom.environments.acceptance import accept
 from stackloom.environments.chains import stands_out
 from stackloom.environments.domains import domain_names, find_domain
 from stackloom.environments.entities import Blueprint, Column, Entity
@@ -20,7 +21,8 @@ from stackloom.environments.factory import Factory, Recipe, half_of, replay, rep
 from stackloom.environments.graph import Graph, closure, stranded
 from stackloom.environments.rows import Rows
 from stackloom.environments.solver import difficulty, solve
-from stackloom.environments.statements import _NEGATION
+from stackloom.environments.statements import _NEGATION, states
+from stackloom.environments.wording import report
 
 NAMES = domain_names()
 DIGESTS = """
@@ -137,6 +139,22 @@ def test_no_call_of_a_golden_chain_that_changes_the_world_can_be_left_out(name, 
             assert replay(built.domain, world, [*built.golden[:place], *built.golden[place + 1 :]]).delta != goal
         except ToolError:
             continue  # a later call needed it
+
+
+def test_no_statement_is_made_by_the_report_of_the_others():
+    """A weight of 20 kilograms would state an amount of $20.00, were both asked for: this seed drew them."""
+    built = Factory(find_domain("airline"), Recipe()).build("0/184")
+    for statement in built.statements:
+        rest = [other for other in built.statements if other is not statement]
+        assert not states(statement, report(built.wishes, rest))
+
+
+def test_a_payee_of_another_client_is_refused_though_it_has_the_same_name():
+    built = Factory(find_domain("banking"), Recipe()).build("0/159")
+    clients = {row["client_id"] for row in built.rows["payees"] if row["name"] == "Harbour Insurance"}
+    assert len(clients) == 2
+    mutated = [judged for judged in accept(built) if judged.attempt.kind == "mutated"]
+    assert [judged.attempt.name for judged in mutated if judged.verdict.passed] == []
 
 
 def test_difficulty_is_measured_by_the_solver_and_grows_with_the_tools():

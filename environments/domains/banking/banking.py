@@ -358,6 +358,11 @@ def _open(db: View, given: Given) -> Row:
 
 AMOUNT = Says("transaction.amount", "money", lambda d, g: d.money(10, 300, step=50), "amount", low=100, high=1_000_000)
 ACTIVE = {"status": ("active",)}
+OWN_PAYEE = Wants(
+    "payee",
+    where=lambda row, g: row["client_id"] == g["account"]["client_id"],
+    why="the payee belongs to another client",
+)
 ACTIONS = (
     Action(
         "transfer",
@@ -382,7 +387,7 @@ ACTIONS = (
     Action(
         "pay_payee",
         "Pay a client's payee from an account",
-        {"account": Wants("account", ACTIVE), "payee": Wants("payee"), "amount": AMOUNT},
+        {"account": Wants("account", ACTIVE), "payee": OWN_PAYEE, "amount": AMOUNT},
         _pay,
         ("pay {amount} to {payee} from {account}", "send {amount} from {account} to {payee}"),
         "the payment is made",
@@ -470,7 +475,7 @@ ACTIONS = (
         "Start a monthly standing order to a payee",
         {
             "account": Wants("account", ACTIVE),
-            "payee": Wants("payee"),
+            "payee": OWN_PAYEE,
             "amount": Says(
                 "standing_order.amount",
                 "money",
