@@ -51,7 +51,7 @@ def _turn(built: BuiltTask, message: Message, later: Sequence[Message]) -> dict[
         "text": message.content,
         "calls": [
             (
-                "".join(str(golden.index(made) + 1) for made in [Call(call.name, call.arguments)] if made in golden),
+                _number(golden, Call(call.name, dict(call.arguments))),
                 call.name,
                 [(key, _plain(value)) for key, value in call.arguments.items()],
             )
@@ -61,6 +61,11 @@ def _turn(built: BuiltTask, message: Message, later: Sequence[Message]) -> dict[
         "table": table,
         "failed": message.role == "tool" and message.content.startswith("Error:"),
     }
+
+
+def _number(golden: Sequence[Call], made: Call) -> str:
+    """Return a call's place in the golden chain, from 1; "" for any other call."""
+    return str(golden.index(made) + 1) if made in golden else ""
 
 
 def _passed(messages: Sequence[Message]) -> frozenset[str]:
