@@ -21,7 +21,7 @@ from stackloom.plugins.quantizer.quantized_linear import QuantizedLinear
 from stackloom.plugins.quantizer.subjects import TEXT, losses, rows, subjects, table
 
 BASE = {"use": "quantizer.rtn", "scheme": "w4a8", "group_size": 64}
-AMPLIFIERS = {"cpu": (128, 512, 1024, 4096), "cpu-full": (128, 256, 512, 1024, 2048, 4096), "gpu": (128, 256, 1024)}
+AMPLIFIERS = {"cpu": (128, 512, 1024, 4096), "cpu-full": (128, 1024, 4096), "gpu": (128, 256, 512, 1024, 2048, 4096)}
 LARGEST_RATIO, LARGEST_MISS = 1.01, 0.1
 
 
@@ -34,6 +34,7 @@ def amplifier_1024_keeps_perplexity(ctx: ClaimContext) -> ClaimResult:
         arms |= {f"/ {alpha}": losses(ctx, checkpoint, _arm(amplifier=alpha)) for alpha in AMPLIFIERS[ctx.scale]}
         if ctx.scale != "cpu":
             arms["heuristic alone"] = losses(ctx, checkpoint, _arm(policy="heuristic", amplifier=1))
+        if ctx.scale == "gpu":
             arms["error budget 2 %"] = losses(ctx, checkpoint, _arm(policy="error-budget"))
             arms["/ 128, requantized"] = losses(ctx, checkpoint, _arm(amplifier=128, requantize=True))
         found.append(mean_interval([a - b for a, b in zip(arms["/ 1024"], floats, strict=True)]))

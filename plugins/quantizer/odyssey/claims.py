@@ -11,23 +11,25 @@ from stackloom.plugins.quantizer.layers import quantized
 from stackloom.plugins.quantizer.odyssey.sixteenfold import SixteenfoldLinear
 from stackloom.plugins.quantizer.subjects import EMBEDDED, TEXT, TRAINING, rows, smallest_gain
 
-LONG = {"epochs": 10, "learning_rate": 1e-2}  # 320 steps, each of at most the learning rate
-LEARNING = {"cpu": {"epochs": 3, "learning_rate": 0.1}, "cpu-full": LONG, "gpu": LONG}
+ROUNDED, CLIPPED, WHOLE = "round to nearest", "+ learned clipping", "+ learned clipping + compensation"
+GROUPS = "round to nearest, groups of 64"
+SHORT = {"epochs": 3, "learning_rate": 0.1}  # 24 steps a block, each of at most the learning rate
+LEARNING = {"cpu": SHORT, "cpu-full": SHORT, "gpu": {"epochs": 10, "learning_rate": 1e-2}}
 
 
 def clipping_beats_rounding(ctx: ClaimContext) -> ClaimResult:
     """Loss of per-channel W4A8 without clipping minus that with learned clipping."""
-    return smallest_gain(ctx, _arm(ctx, "none", False), _arm(ctx, "learned", False), _ablation(ctx))
+    return smallest_gain(ctx, ROUNDED, CLIPPED, _ablation(ctx))
 
 
 def compensation_beats_clipping(ctx: ClaimContext) -> ClaimResult:
     """Loss of learned clipping minus that of learned clipping with Hessian compensation."""
-    return smallest_gain(ctx, _arm(ctx, "learned", False), _arm(ctx, "learned", True), _ablation(ctx))
+    return smallest_gain(ctx, CLIPPED, WHOLE, _ablation(ctx))
 
 
 def channels_beat_groups(ctx: ClaimContext) -> ClaimResult:
     """Loss of round to nearest in groups of 64 minus that of the per-channel recipe."""
-    return smallest_gain(ctx, _groups(), _arm(ctx, "learned", True), _ablation(ctx))
+    return smallest_gain(ctx, GROUPS, WHOLE, _ablation(ctx))
 
 
 def sixteenfold_is_exact(ctx: ClaimContext) -> ClaimResult:
@@ -59,19 +61,15 @@ def _arm(ctx: ClaimContext, clipping: str, compensate: bool) -> dict[str, Any]:
     return {"use": "quantizer.odyssey", "clipping": clipping, "compensate": compensate, **learning}
 
 
-def _groups() -> dict[str, Any]:
-    return {"use": "quantizer.rtn", "scheme": "w4a8", "group_size": 64}
-
-
 def _ablation(ctx: ClaimContext) -> dict[str, Any]:
     found: dict[str, Any] = {
         "float": None,
-        "round to nearest": _arm(ctx, "none", False),
-        "+ learned clipping": _arm(ctx, "learned", False),
-        "+ learned clipping + compensation": _arm(ctx, "learned", True),
-        "round to nearest, groups of 64": _groups(),
+        ROUNDED: _arm(ctx, "none", False),
+        CLIPPED: _arm(ctx, "learned", False),
+        WHOLE: _arm(ctx, "learned", True),
+        GROUPS: {"use": "quantizer.rtn", "scheme": "w4a8", "group_size": 64},
     }
-    if ctx.scale != "cpu":
+    if ctx.scale == "gpu":
         found |= {
             "+ searched clipping": _arm(ctx, "search", False),
             "+ searched clipping + compensation": _arm(ctx, "search", True),
