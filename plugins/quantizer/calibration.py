@@ -238,7 +238,7 @@ def refuse_unreached(unreached: Sequence[str], where: str) -> None:
             f"calibration never reached {unreached[0]}"
             + (f" and {len(unreached) - 1} other layers" if len(unreached) > 1 else ""),
             where=where,
-            fix="give more or other data, exclude them, or set unreached: nearest",
+            fix="give more or other data, exclude them, or set unreached: nearest where there is that option",
         )
 
 

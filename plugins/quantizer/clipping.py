@@ -136,7 +136,8 @@ def learn_clipping(
                     ((block.run(index, place, tensors) - target).float().square().mean() for place in places),
                     torch.zeros((), device=target.device),
                 )
-                gradients = torch.autograd.grad(loss, list(logits.values()))
+                # a layer that no token of this sequence reaches has no part in the loss, and learns nothing from it
+                gradients = torch.autograd.grad(loss, list(logits.values()), allow_unused=True, materialize_grads=True)
                 for parameter, gradient in zip(logits.values(), gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()

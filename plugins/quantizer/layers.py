@@ -24,10 +24,13 @@ def find_linears(model: nn.Module, include: Sequence[str], exclude: Sequence[str
     """Return the linear layers that the patterns select, in the model's order.
 
     Raises:
-        FitError: the model is quantized already, no layer is selected, or one shares its weight with another module.
+        FitError: the model is quantized already, by us or by what transformers read it with; no layer is selected; or
+            one shares its weight with another module.
     """
     if held := quantized(model):
         raise FitError(f"{next(iter(held))} is quantized already", where=where, fix="quantize the float model once")
+    if getattr(model, "is_quantized", False):  # transformers' flag; some formats only unpack with the first call
+        raise FitError("the model was read from quantized weights", where=where, fix="quantize the float model")
     every = {path: module for path, module in model.named_modules() if type(module) is nn.Linear}
     found = {path: module for path, module in every.items() if selects(path, include, exclude)}
     if not found:

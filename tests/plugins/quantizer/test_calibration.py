@@ -26,7 +26,8 @@ from stackloom.plugins.quantizer.calibration import (
 from stackloom.plugins.quantizer.equalization import Site, find_sites, fold, provable
 from stackloom.plugins.quantizer.layers import find_linears
 from stackloom.plugins.quantizer.selection import KEPT
-from stackloom.testing import llama_shape, tiny_llama
+from stackloom.testing import llama_shape, relative_error, tiny_llama
+from stackloom.testing.lookup import build
 
 NORMS = {
     "hidden_size": 32,
@@ -35,6 +36,15 @@ NORMS = {
     "num_key_value_heads": 2,
     "vocab_size": 50,
 }
+
+
+CALIBRATED = [f"quantizer.{name}" for name in ("smoothquant", "awq", "gptq", "fptq", "odyssey")]
+WIDE = llama_shape(hidden=64, head_dim=16, intermediate=128)
+
+
+def text():
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 97, (40,), generator=draw) for _ in range(4)]
 
 
 def drawn(*size, seed=0):
@@ -101,6 +111,32 @@ def test_expert_without_tokens_is_named():
     with pytest.raises(FitError, match="calibration never reached expert"):
         refuse_unreached(seen.unreached, "test")
     refuse_unreached((), "test")
+
+
+@pytest.mark.parametrize("plugin", CALIBRATED)
+def test_a_layer_that_no_token_reaches_is_refused_by_every_quantizer(plugin):
+    """Here the last block's MLP passes its tokens by, as an expert does that its router never chooses."""
+    model = tiny_llama(WIDE)
+    model.model.layers[1].mlp.forward = lambda x: x
+    with pytest.raises(FitError, match=r"calibration never reached model.layers.1.mlp.gate_proj and 2 other layers"):
+        build(plugin).quantize(model, text())
+    assert type(model.model.layers[1].mlp.gate_proj) is nn.Linear
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plugin", CALIBRATED)
+def test_a_dead_channel_costs_no_quantizer_more_than_rounding(plugin):
+    """A norm's zero weight leaves a channel of its readers without input: no scale may become zero or infinite."""
+    losses = []
+    for dead in (False, True):
+        model = tiny_llama(WIDE)
+        if dead:
+            model.model.layers[0].input_layernorm.weight.data[5] = 0
+        expected = model(text()[0][None]).logits
+        build(plugin).quantize(model, text())
+        assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+        losses.append(relative_error(model(text()[0][None]).logits, expected))
+    assert losses[1] < 2 * losses[0]
 
 
 def test_inputs_that_are_not_finite_name_the_layer():

@@ -187,6 +187,28 @@ def test_layers_of_both_formats_are_refused():
     assert compressed(model, weights_only=True).config["format"] == "pack-quantized"
 
 
+@pytest.mark.parametrize("name", ["w4a16 in groups", "w8a8"])
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        "quantizer.rtn",
+        "quantizer.smoothquant",
+        "quantizer.awq",
+        "quantizer.gptq",
+        "quantizer.fptq",
+        "quantizer.odyssey",
+    ],
+)
+def test_a_model_that_was_read_from_quantized_weights_is_refused_before_its_first_call_and_after(
+    plugin, name, tmp_path
+):
+    loaded = written(model_of(name), tmp_path)
+    for call in (lambda model: None, logits):
+        call(loaded)
+        with pytest.raises(FitError, match="read from quantized weights"):
+            build(plugin).quantize(loaded, list(tokens()))
+
+
 def test_float_model_and_ragged_rows_are_refused():
     with pytest.raises(FitError, match="not quantized"):
         compressed(tiny_llama())
