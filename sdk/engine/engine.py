@@ -38,7 +38,7 @@ class Engine:
         deterministic: a sequence gets the same bits alone and in any batch, at a cost in speed. Without it, the
             same calls in the same order still give the same bits.
         cache_bytes: most memory for keys and values; where it ends, the sequences that came last wait and are computed
-            again later. It is taken as it is needed.
+            again later. A CPU takes it as it is needed, a GPU at once.
         prefix_bytes: how much of it what earlier sequences computed may keep, for prompts that begin alike.
         in_loop: compute in the thread of the event loop that asks, which stands still for a step, instead of in a
             thread of the engine's own. On a CPU that is up to twice as fast, since the OpenMP workers of two threads
