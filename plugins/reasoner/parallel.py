@@ -37,6 +37,8 @@ class NoExtractableAnswer(ConfigError):
 class InsufficientTrajectories(ServerError):
     """No thinker answered."""
 
+    acts = "you, or whoever runs the server,"
+
 
 async def make_attempts(
     attempt: Attempts, numbers: Sequence[int], messages: Sequence[Message] | None = None
@@ -222,7 +224,9 @@ class ParallelThinking:
             raise InsufficientTrajectories(
                 f"none of {len(every)} thinkers answered: {errors[0]}",
                 where="model",
-                fix="look at the server, give more time (deadline_s) or more tokens (max_tokens)",
+                fix="give more tokens (max_tokens)"
+                if {one.finish for one in every} == {"length"}
+                else "look at the server, give more time (deadline_s) or more tokens (max_tokens)",
             )
         needed = min(self.config.min_answers, self.config.rounds_made[-1])
         if len(usable) < needed:

@@ -143,7 +143,7 @@ class _Talk:
 
 def _read_line() -> str:
     try:
-        return input("> ")
+        return input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return ""
 
