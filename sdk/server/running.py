@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -50,12 +51,12 @@ def run(app: Any, *, host: str, port: int, grace: int, ready: Callable[[str], No
         _Server(config, lambda: ready(url)).run(sockets=[listening])
 
 
-class _calm:  # noqa: N801 - a context manager
-    """Makes the signal that uvicorn raises again, once it has drained, harmless."""
-
-    def __enter__(self) -> None:
-        self._before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *_: object) -> None:
-        for one, handler in self._before.items():
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Make the signal that uvicorn raises again, once it has drained, harmless."""
+    before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
             signal.signal(one, handler)
