@@ -17,6 +17,7 @@ import stackloom as sl
 from stackloom import report
 from stackloom.core import statistics
 from stackloom.core.errors import ArtifactError, ConfigError
+from stackloom.core.plan import gib
 from stackloom.registry import open_registry
 from stackloom.report import plots, write_report
 from stackloom.run import runner
@@ -172,7 +173,7 @@ def test_the_plan_its_costs_and_its_code_are_there(page: str, finished: Path) ->
     for part in plan.components():
         assert part.digest[:9] in row_of(page, "picks-caption", part.path)
     recorded = json.loads((finished / "run.json").read_text())
-    assert f"{recorded['peak_bytes'][0] / 2**20:.0f} MiB" in row_of(page, "cost-caption", "0 train")
+    assert gib(recorded["peak_bytes"][0]) in row_of(page, "cost-caption", "0 train")
     assert "optimizer.adamw" in page.split("<pre")[-3] + page.split("<pre")[-2]
     assert "decoupled_decay" in words(page.split('aria-labelledby="evidence"')[1])
     assert f"stackloom resume {finished}" in page
