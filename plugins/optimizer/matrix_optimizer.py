@@ -6,7 +6,7 @@ A technique says what it feeds to the orthogonalisation (`_direct`) and which bu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stackloom.core.errors import ArtifactError, ConfigError, FitError
-from stackloom.kernels.muon_update import descend_
+from stackloom.kernels.muon_update.each import descend_each_
 from stackloom.kernels.newton_schulz import POLAR_EXPRESS, QUINTIC, orthogonalize
 from stackloom.plugins.optimizer import routing
 from stackloom.plugins.optimizer.matrix_config import MatrixConfig, rule_of
@@ -182,8 +182,15 @@ class MatrixOptimizer(torch.optim.Optimizer):
             "momentum_buffer": torch.zeros_like(matrix.parameter, dtype=dtype, memory_format=torch.contiguous_format)
         }
 
-    def _direct(self, matrix: Matrix, group: dict[str, Any], state: dict[str, Tensor], G: Tensor, U: Tensor) -> None:
-        """Update the buffers with this worker's gradient G and write what is to be orthogonalised into U."""
+    def _direct(
+        self,
+        matrices: Sequence[Matrix],
+        group: dict[str, Any],
+        states: Sequence[dict[str, Tensor]],
+        Gs: Sequence[Tensor],
+        Us: Sequence[Tensor],
+    ) -> None:
+        """Update each matrix's buffers with this worker's gradient G; write what is to be orthogonalised into U."""
         raise NotImplementedError
 
     def _implementation(self, tensor: Tensor) -> str:
@@ -197,7 +204,7 @@ class MatrixOptimizer(torch.optim.Optimizer):
             if matrix.parameter.grad.is_sparse:
                 raise FitError("has a sparse gradient, and a matrix needs a dense one", where=matrix.name)
         for batch in _batches(matrices):
-            updates = [self._update(matrix, group) for matrix in batch]
+            updates = self._updates(batch, group)
             shards = [matrix.shards for matrix in batch if matrix.shards]
             orthogonalise = partial(self._orthogonalised_among, batch)
             if not shards:
@@ -206,20 +213,23 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 results = orthogonalise_by_owner(shards, updates, orthogonalise)
             else:
                 results = orthogonalise_everywhere(shards, updates, orthogonalise)
-            for matrix, result in zip(batch, results, strict=True):
-                W = local(matrix.parameter)
-                factor = self._scale(matrix.parts[0], W.shape[-1]) if len(matrix.parts) == 1 else 1.0
-                lr, decay = group["lr"], group["weight_decay"]
-                descend_(W, result, 1 - lr * decay, lr * factor, implementation=self._implementation(W))
+            Ws = [local(matrix.parameter) for matrix in batch]
+            lr, decay = group["lr"], group["weight_decay"]
+            rates = [
+                lr * (self._scale(matrix.parts[0], W.shape[-1]) if len(matrix.parts) == 1 else 1.0)
+                for matrix, W in zip(batch, Ws, strict=True)
+            ]
+            descend_each_(Ws, results, 1 - lr * decay, rates, implementation=self._implementation(Ws[0]))
 
-    def _update(self, matrix: Matrix, group: dict[str, Any]) -> Tensor:
-        state = self.state[matrix.parameter]
-        if not state:
-            state.update(self._start(matrix))
-        G = local(matrix.parameter.grad)
-        U = torch.empty(G.shape, dtype=self._product_dtype(G.dtype), device=G.device)
-        self._direct(matrix, group, {name: local(value) for name, value in state.items()}, G, U)
-        return U
+    def _updates(self, batch: list[Matrix], group: dict[str, Any]) -> list[Tensor]:
+        for matrix in batch:
+            if not self.state[matrix.parameter]:
+                self.state[matrix.parameter].update(self._start(matrix))
+        states = [{name: local(value) for name, value in self.state[matrix.parameter].items()} for matrix in batch]
+        Gs = [local(matrix.parameter.grad) for matrix in batch]
+        Us = [torch.empty(G.shape, dtype=self._product_dtype(G.dtype), device=G.device) for G in Gs]
+        self._direct(batch, group, states, Gs, Us)
+        return Us
 
     def _product_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return torch.float64 if dtype == torch.float64 else getattr(torch, self.config.ns_dtype)

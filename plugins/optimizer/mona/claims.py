@@ -23,7 +23,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SCHEDULES = {
     "cpu": Schedule(steps=80, sequences=8),
-    "cpu-full": Schedule(steps=150, sequences=8),
+    "cpu-full": Schedule(),
     "gpu": Schedule(steps=2000, sequences=256),
 }
 RATES = {"cpu": (4e-3,), "cpu-full": (2e-3, 4e-3, 8e-3), "gpu": (1e-3, 2e-3, 4e-3, 8e-3)}

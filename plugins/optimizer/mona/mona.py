@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stackloom.kernels.muon_update import NEAREST, accelerated_momentum_, momentum_
+from stackloom.kernels.muon_update import NEAREST
+from stackloom.kernels.muon_update.each import accelerated_momentum_each_, momentum_each_
 from stackloom.plugins.optimizer.matrix_optimizer import Matrix, MatrixOptimizer
 from stackloom.plugins.optimizer.mona.config import MonaConfig
 from stackloom.plugins.optimizer.sharding import local
@@ -48,21 +50,47 @@ class Mona(MatrixOptimizer):
             local(first).copy_(local(parameter.grad))
         return state
 
-    def _direct(self, matrix: Matrix, group: dict[str, Any], state: dict[str, Tensor], G: Tensor, U: Tensor) -> None:
-        state["step"] += 1
-        step = int(state["step"])
+    def _direct(
+        self,
+        matrices: Sequence[Matrix],
+        group: dict[str, Any],
+        states: Sequence[dict[str, Tensor]],
+        Gs: Sequence[Tensor],
+        Us: Sequence[Tensor],
+    ) -> None:
+        alike: dict[int, list[int]] = {}  # a matrix that was without a gradient for a while is some steps behind
+        for place, state in enumerate(states):
+            state["step"] += 1
+            alike.setdefault(int(state["step"]), []).append(place)
+        for step, places in alike.items():
+            matrices_, states_, Gs_, Us_ = ([each[place] for place in places] for each in (matrices, states, Gs, Us))
+            self._direct_at(step, matrices_, group, states_, Gs_, Us_)
+
+    def _direct_at(
+        self,
+        step: int,
+        matrices: Sequence[Matrix],
+        group: dict[str, Any],
+        states: Sequence[dict[str, Tensor]],
+        Gs: Sequence[Tensor],
+        Us: Sequence[Tensor],
+    ) -> None:
         alpha = group["alpha"] * min(1.0, step / max(1, self.config.alpha_warmup_steps))
         beta, momentum, nesterov = group["beta_a"], group["momentum"], group["nesterov"]
-        M, implementation = state["momentum_buffer"], self._implementation(G)
+        Ms, implementation = [state["momentum_buffer"] for state in states], self._implementation(Gs[0])
         if self.config.buffers == "three":
-            augmented = _augmented(G, state["previous_gradient"], state["acceleration"], alpha, beta)
-            momentum_(augmented, M, momentum, nesterov, U, implementation=implementation)
+            augmented = [
+                _augmented(G, state["previous_gradient"], state["acceleration"], alpha, beta)
+                for G, state in zip(Gs, states, strict=True)
+            ]
+            momentum_each_(augmented, Ms, momentum, nesterov, Us, implementation=implementation)
             return
-        seed = NEAREST
+        seeds, averages = [NEAREST] * len(Gs), [state["gradient_average"] for state in states]
         if self.config.stochastic_rounding:
-            seed = (self.config.seed + 1_000_003 * matrix.index + 7919 * step) % 2**31
-        accelerated_momentum_(
-            *(G, M, state["gradient_average"], momentum, nesterov, alpha * (1 - beta), beta, seed, matrix.offset, U),
+            seeds = [(self.config.seed + 1_000_003 * matrix.index + 7919 * step) % 2**31 for matrix in matrices]
+        accelerated_momentum_each_(
+            *(Gs, Ms, averages, momentum, nesterov, alpha * (1 - beta), beta, seeds),
+            *([matrix.offset for matrix in matrices], Us),
             implementation=implementation,
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from stackloom.kernels.muon_update import momentum_
+from stackloom.kernels.muon_update.each import momentum_each_
 from stackloom.plugins.optimizer.matrix_optimizer import Matrix, MatrixOptimizer
 
 
@@ -24,6 +25,14 @@ class Muon(MatrixOptimizer):
     plugin = "optimizer.muon"
     rule = "muon"
 
-    def _direct(self, matrix: Matrix, group: dict[str, Any], state: dict[str, Tensor], G: Tensor, U: Tensor) -> None:
-        momentum, nesterov = group["momentum"], group["nesterov"]
-        momentum_(G, state["momentum_buffer"], momentum, nesterov, U, implementation=self._implementation(G))
+    def _direct(
+        self,
+        matrices: Sequence[Matrix],
+        group: dict[str, Any],
+        states: Sequence[dict[str, Tensor]],
+        Gs: Sequence[Tensor],
+        Us: Sequence[Tensor],
+    ) -> None:
+        Ms = [state["momentum_buffer"] for state in states]
+        implementation = self._implementation(Gs[0])
+        momentum_each_(Gs, Ms, group["momentum"], group["nesterov"], Us, implementation=implementation)
