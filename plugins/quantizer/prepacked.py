@@ -25,7 +25,7 @@ from stackloom.plugins.quantizer.grid import SMALLEST_SCALE, dequantize_groups
 
 LARGEST_CODE, ZERO = 127, 128  # activations in [-127, 127], held as unsigned bytes above 128
 MOST_OF_A_PAIR = (2**15 - 1) // 255  # two weights of one sign that a pair of unsigned bytes cannot push beyond int16
-SMALLEST_GROUP = 2**17  # weights; below, the 30 microseconds that a call of fbgemm costs exceed what it saves
+SMALLEST_GROUP = 2**15  # weights; below, what a call of fbgemm costs (12 to 30 microseconds) exceeds what it saves
 LONGEST_PACKED = (2**31 - 1) // (255 * 128)  # columns; int32 sums of unsigned by signed bytes hold no more
 MOST_SPARSE = 0.03  # share of weights in the rest from which on dense products are faster
 

@@ -23,7 +23,7 @@ TEXT = {"use": "data.pydoc", "split": "held-out", "held_out": 0.2}
 LENGTH = 512
 SEQUENCES = {"cpu": 16, "cpu-full": 64, "gpu": 64}
 STEPS = {"cpu": 60, "cpu-full": 150, "gpu": 150}  # 2,048 tokens each: a second of one core with bfloat16, three without
-CALIBRATION = {"cpu": 8, "cpu-full": 8, "gpu": 32}
+CALIBRATION = {"cpu": 8, "cpu-full": 16, "gpu": 32}
 ARITHMETIC = {"dtype": "float32"}
 
 
