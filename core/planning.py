@@ -110,7 +110,7 @@ def plan(
     return Plan(
         name=spec.name,
         seed=spec.seed,
-        stack=spec.to_data(),
+        stack=spec.alone().to_data(),
         device=target,
         resources=resources,
         shape=shape,

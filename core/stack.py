@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stackloom.core.devices import Device
 from stackloom.core.errors import ConfigError, ErrorGroup, did_you_mean
@@ -63,6 +64,8 @@ class StackSpec(BaseModel):
         seed: every random choice of the run derives from it.
         resources, model, stages: what it runs on, with and through; a stage is written `- train: {...}`.
         trackers: plugins that listen to the run.
+        sweep: options by their path ("quantize.quantizer") and the values that each takes; `stackloom run` runs the
+            stack once for every combination. A plan is of the stack as written.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +76,16 @@ class StackSpec(BaseModel):
     model: Ref
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     trackers: tuple[Ref, ...] = ()
+    sweep: dict[str, tuple[Any, ...]] = {}
+
+    @field_validator("sweep")
+    @classmethod
+    def _distinct(cls, sweep: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        for path, values in sweep.items():
+            texts = [json.dumps(_plain(value), sort_keys=True) for value in values]
+            if len(set(texts)) < max(1, len(texts)):
+                raise ValueError(f"{path} needs at least one value, none of them twice")
+        return sweep
 
     @classmethod
     def from_data(cls, data: object, source: str = "stack") -> StackSpec:
@@ -138,7 +151,14 @@ class StackSpec(BaseModel):
         """Return plain data that `from_data` reads back."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         data["stages"] = [{stage.kind: _plain(stage.options)} for stage in self.stages]
-        return {key: data[key] for key in ("name", "seed", "resources", "model", "stages", "trackers") if key in data}
+        if self.sweep:
+            data["sweep"] = {path: _plain(values) for path, values in self.sweep.items()}
+        keys = ("name", "seed", "resources", "model", "stages", "trackers", "sweep")
+        return {key: data[key] for key in keys if key in data}
+
+    def alone(self) -> StackSpec:
+        """Return the stack without its sweep."""
+        return self.model_copy(update={"sweep": {}})
 
     def to_yaml(self) -> str:
         """Return the stack as YAML."""

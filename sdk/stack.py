@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -76,6 +76,7 @@ class Stack:
         stages: in order; `train(...)`, `transform(...)`, `quantize(...)`, `evaluate(...)`, `export(...)`.
         trackers: plugins that listen to the run.
         seed: every random choice derives from it.
+        sweep: values by the path of an option, for `stackloom.sweep` and for `stackloom run` of the stack's YAML.
         resources: device, dtype, workers, shard, activation_checkpointing.
 
     Raises:
@@ -90,9 +91,10 @@ class Stack:
         stages: Sequence[StageSpec],
         trackers: Sequence[Ref | ComponentConfig] = (),
         seed: int = 0,
+        sweep: Mapping[str, Sequence[Any]] | None = None,
         **resources: Any,
     ) -> None:
-        frame = {"name": name, "seed": seed, "resources": resources, "model": model}
+        frame = {"name": name, "seed": seed, "resources": resources, "model": model, "sweep": dict(sweep or {})}
         self.spec = StackSpec.from_data(frame | {"stages": list(stages), "trackers": list(trackers)}, name)
 
     @classmethod

@@ -16,6 +16,7 @@ from stackloom.core.stack import StackSpec, load_yaml
 
 if TYPE_CHECKING:
     from stackloom.registry import Registry
+    from stackloom.report.endings import Ending
     from stackloom.run.runner import Display
     from stackloom.stack import Plan
 
@@ -56,6 +57,11 @@ class Axis:
             raise ConfigError(f"{path} has the value {twice[0]} twice", where="--sweep")
         return cls(path.strip(), tuple(found))
 
+    @classmethod
+    def of(cls, spec: StackSpec) -> tuple[Axis, ...]:
+        """Return the axes that a stack states itself, under `sweep`."""
+        return tuple(cls(path, tuple(values)) for path, values in spec.to_data().get("sweep", {}).items())
+
 
 @dataclass(frozen=True)
 class Point:
@@ -64,14 +70,14 @@ class Point:
     Attributes:
         label: "lr=0.001", the name of its folder.
         values: by the axes' paths.
-        loss: mean over the last tenth of the steps; None where it did not finish.
+        ending: what it is compared by; None where it did not finish.
         failure: why not.
     """
 
     label: str
     values: dict[str, Any]
     folder: Path
-    loss: float | None = None
+    ending: Ending | None = None
     failure: str = ""
 
 
@@ -85,7 +91,7 @@ def points(spec: StackSpec, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[st
         raise ConfigError("an option is swept twice", where="--sweep")
     for chosen in itertools.product(*(axis.values for axis in axes)):
         values = {axis.path: value for axis, value in zip(axes, chosen, strict=True)}
-        data = json.loads(json.dumps(spec.to_data()))
+        data = json.loads(json.dumps(spec.alone().to_data()))
         for path, value in values.items():
             _put(data, path, value)
         parts = (f"{path.rpartition('.')[2]}={_word(value)}" for path, value in values.items())
@@ -177,15 +183,16 @@ def sweep(
     from stackloom.core import planning
     from stackloom.registry.discovery import unmet
     from stackloom.report import write_report
-    from stackloom.report.comparison import Sweep, final_loss, write_comparison
+    from stackloom.report.comparison import Sweep, write_comparison
+    from stackloom.report.endings import ending
     from stackloom.report.record import read_run
     from stackloom.run import runner
 
     plans: dict[str, tuple[dict[str, Any], Plan | Any]] = {}
     for label, values, each in points(spec, axes):
         plan = planning.plan(each, registry, device=device, unmet=unmet)
-        if not any(stage.kind == "train" for stage in plan.stages):
-            raise ConfigError("has no train stage, whose loss a sweep compares", where=spec.name)
+        if not any(stage.kind in ("train", "evaluate") for stage in plan.stages):
+            raise ConfigError("has neither a train nor an evaluate stage, by which a sweep compares", where=spec.name)
         runner.check(plan, registry, executor, address)
         plans[label if label not in plans else f"{label}-{len(plans)}"] = (values, plan)
     digest = hashlib.sha256("".join(plan.digest for _, plan in plans.values()).encode()).hexdigest()
@@ -200,8 +207,8 @@ def sweep(
         except FitError as error:
             first, failure = first or error, error.reason
         write_report(place, registry)
-        loss = None if failure else final_loss(read_run(place, registry))
-        found.append(Point(label, values, place, loss, failure))
+        ended = None if failure else ending(read_run(place, registry))
+        found.append(Point(label, values, place, ended, failure))
     numbers = {point.label: point.values[axes[0].path] for point in found}
     numeric = len(axes) == 1 and all(isinstance(value, int | float) for value in numbers.values())
     write_comparison(
@@ -218,9 +225,9 @@ def sweep(
 
 
 def best(found: Sequence[Point]) -> Point | None:
-    """Return the point with the lowest final loss; None where none finished."""
-    done = [point for point in found if point.loss is not None]
-    return min(done, key=lambda point: point.loss or 0.0) if done else None
+    """Return the point with the best ending; None where none finished."""
+    done = [(point.ending.rank, number) for number, point in enumerate(found) if point.ending is not None]
+    return found[min(done)[1]] if done else None
 
 
 def as_data(found: Sequence[Point]) -> Mapping[str, Any]:
@@ -231,9 +238,11 @@ def as_data(found: Sequence[Point]) -> Mapping[str, Any]:
             "label": point.label,
             "values": point.values,
             "folder": point.folder.name,
-            "final_loss": point.loss,
+            "value": point.ending.value if point.ending else None,
+            "interval": point.ending.interval if point.ending else None,
             "failure": point.failure,
         }
         for point in found
     ]
-    return {"best": winner.label if winner else None, "points": rows}
+    named = {"best": winner.label, "measure": winner.ending.measure} if winner and winner.ending else {"best": None}
+    return {**named, "points": rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -28,6 +29,7 @@ def plan(
     from stackloom.plan_table import plan_table
     from stackloom.stack import Plan, Stack
 
+    swept: Mapping[str, Sequence[object]] = {}
     with registry() as opened:
         if stack.suffix == ".json":
             if device:
@@ -37,7 +39,8 @@ def plan(
             made = Plan.from_file(stack)
             made.verify(opened)
         else:
-            made = Stack.from_file(stack).plan(device=device, catalogue=opened)
+            read = Stack.from_file(stack)
+            made, swept = read.plan(device=device, catalogue=opened), read.spec.sweep
     if save:
         made.save(save)
     if as_json:
@@ -52,6 +55,9 @@ def plan(
         typer.echo(json.dumps(summary | {"plan": made.model_dump(mode="json")}, indent=1))
     else:
         console().print(plan_table(made))
+        if swept:
+            counts = ", ".join(f"{len(values)} values of {path}" for path, values in swept.items())
+            typer.echo(f"this is the stack as written; `stackloom run` runs it with {counts}")
         if save:
             typer.echo(f"saved to {save}")
     if not made.ok:

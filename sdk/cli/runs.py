@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import typer
 from stackloom.output import console, print_json, print_table, registry
 
 if TYPE_CHECKING:
+    from stackloom.core.stack import StackSpec
     from stackloom.run.display import QuietDisplay
     from stackloom.stack import Plan
 
@@ -31,13 +33,15 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    stack: Path = typer.Argument(help="A stack (YAML) or a saved plan (JSON)."),
+    stack: Path = typer.Argument(help="A stack (YAML), a saved plan (JSON), or a Python file that runs stacks itself."),
     folder: Path = typer.Option(None, help="For everything the run makes; default runs/NAME-DIGEST."),
     device: str = typer.Option(None, help="Run on this device instead of the stack's: cpu, or the GPU's name."),
     executor: str = _EXECUTOR,
     address: str = _ADDRESS,
     sweep: list[str] = typer.Option(
-        [], help="PATH=VALUE,VALUE,...: run once for each value, compare, and pick the lowest final loss; repeatable."
+        [],
+        help="PATH=VALUE,VALUE,...: run once for each value, compare, and pick the best; repeatable. "
+        "Takes the place of the stack's own `sweep`.",
     ),
     quiet: bool = _QUIET,
     as_json: bool = _JSON,
@@ -46,20 +50,23 @@ def run(
     from stackloom.core.errors import ConfigError
     from stackloom.stack import Plan, Stack
 
-    if sweep:
-        if stack.suffix == ".json":
-            raise ConfigError("a saved plan has its values", where="--sweep", fix="sweep the stack file")
-        _sweep(stack, sweep, folder, device, quiet, as_json, executor, address)
-        return
-    if stack.suffix == ".json":
-        if device:
+    if stack.suffix == ".py":
+        if folder or device or sweep or address or executor != "local" or quiet or as_json:
             raise ConfigError(
-                "a saved plan has its device", where=str(stack), fix="run the stack file for another device"
+                "a Python file has its own options", where=str(stack), fix=f"run `python {stack} ...` with them"
             )
-        made = Plan.from_file(stack)
+        raise typer.Exit(subprocess.run([sys.executable, str(stack)], check=False).returncode)
+    if stack.suffix == ".json":
+        if device or sweep:
+            what = "device" if device else "values"
+            raise ConfigError(f"a saved plan has its {what}", where=str(stack), fix="run the stack file for others")
+        _run(Plan.from_file(stack), folder, quiet, as_json, executor, address)
+        return
+    read = Stack.from_file(stack)
+    if sweep or read.spec.sweep:
+        _sweep(read.spec, sweep, folder, device, quiet, as_json, executor, address)
     else:
-        made = Stack.from_file(stack).plan(device=device)
-    _run(made, folder, quiet, as_json, executor, address)
+        _run(read.plan(device=device), folder, quiet, as_json, executor, address)
 
 
 def resume(
@@ -107,7 +114,7 @@ def _run(plan: Plan, folder: Path | None, quiet: bool, as_json: bool, executor: 
 
 
 def _sweep(
-    stack: Path,
+    spec: StackSpec,
     axes: list[str],
     folder: Path | None,
     device: str | None,
@@ -116,7 +123,8 @@ def _sweep(
     executor: str,
     address: str | None,
 ) -> None:
-    from stackloom.core.stack import StackSpec
+    from stackloom.report.endings import columns
+    from stackloom.report.record import read_run
     from stackloom.sweep import PAGE, Axis, as_data, best, sweep
 
     def before(number: int, count: int, label: str) -> None:
@@ -126,8 +134,8 @@ def _sweep(
     display = _display(quiet, as_json)
     with registry() as opened, display:
         place, found = sweep(
-            StackSpec.from_file(stack),
-            [Axis.read(each) for each in axes],
+            spec,
+            [Axis.read(each) for each in axes] or Axis.of(spec),
             opened,
             folder=folder,
             device=device,
@@ -136,23 +144,26 @@ def _sweep(
             executor=executor,
             address=address,
         )
+        measured = {point.label: columns(read_run(point.folder, opened)) for point in found}
     if as_json:
         typer.echo(json.dumps({"event": "finished", "folder": str(place), **as_data(found)}))
         return
     winner = best(found)
-    if quiet or winner is None:
+    if quiet or winner is None or winner.ending is None:
         return
+    measure = winner.ending.measure
+    others = [name for name in dict.fromkeys(key for each in measured.values() for key in each) if name != measure]
     rows = [
         [
             point.label,
-            "-" if point.loss is None else f"{point.loss:.4f}",
+            "-" if point.ending is None else str(point.ending),
             "best" if point is winner else point.failure,
-            str(point.folder),
+            *(measured[point.label].get(name, "-") for name in others),
         ]
         for point in found
     ]
-    print_table(("run", "final loss", "", "folder"), rows)
-    typer.echo(f"compared in {place / PAGE}")
+    print_table(("run", measure, "", *others), rows)
+    typer.echo(f"compared in {place / PAGE}, each run in {place}/RUN/report.html")
 
 
 def _display(quiet: bool, as_json: bool) -> QuietDisplay:

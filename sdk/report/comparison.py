@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stackloom.core.errors import ArtifactError
+from stackloom.report.endings import ABOVE, NOTES, Ending, columns, ending
 from stackloom.report.record import RunRecord, Series, StageRecord, read_run
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ COMPARED = ("loss", "grad_norm", "lr", "reward", "tokens_per_second")
 
 @dataclass(frozen=True)
 class Sweep:
-    """One swept option whose values are numbers, for a plot of the final loss over them.
+    """One swept option whose values are numbers, for a plot of the runs' endings over them.
 
     Attributes:
         option: its path in the stack.
@@ -29,16 +30,6 @@ class Sweep:
 
     option: str
     values: Mapping[str, float]
-
-
-def final_loss(run: RunRecord) -> float | None:
-    """Return the mean training loss over the last tenth of the last train stage's steps; None unless it finished."""
-    trained = [stage for stage in run.stages if stage.planned.kind == "train"]
-    if not trained or trained[-1].state != "finished" or "loss" not in trained[-1].series:
-        return None
-    values = trained[-1].series["loss"].values
-    last = values[-max(1, len(values) // 10) :]
-    return math.fsum(last) / len(last)
 
 
 def write_comparison(
@@ -64,8 +55,10 @@ def write_comparison(
     from stackloom.report import page
 
     runs = {label: read_run(folder, registry) for label, folder in folders.items()}
-    losses = {label: final_loss(run) for label, run in runs.items()}
-    done = {label: loss for label, loss in losses.items() if loss is not None}
+    endings = {label: ending(run) for label, run in runs.items()}
+    done = {label: found for label, found in endings.items() if found is not None}
+    measures = {found.measure for found in done.values()}
+    measured = {label: columns(run) for label, run in runs.items()}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,14 +70,19 @@ def write_comparison(
     text = environment.get_template("comparison.html.tmpl").render(
         title=title,
         runs=runs,
-        losses=losses,
-        best=min(done, key=lambda label: done[label]) if done else None,
+        endings=endings,
+        measures={measure: NOTES[measure] for measure in NOTES if measure in measures},
+        measured=measured,
+        columns=[
+            name for name in dict.fromkeys(key for each in measured.values() for key in each) if name not in measures
+        ],
+        best=min(done, key=lambda label: done[label].rank) if len(measures) == 1 else None,
         times={label: _seconds(run) for label, run in runs.items()},
         peaks={
             label: max((s.peak_bytes for s in run.stages if s.peak_bytes), default=None) for label, run in runs.items()
         },
         differing=differing(runs),
-        figures=[*_sweep_figure(sweep, done), *_figures(runs)],
+        figures=[*_sweep_figure(sweep, done), *_interval_figure(done), *_figures(runs)],
     )
     try:
         write_atomic(path, text.encode())
@@ -108,19 +106,39 @@ def differing(runs: Mapping[str, RunRecord]) -> dict[str, list[str]]:
     return {key: values for key, values in found.items() if len(set(values)) > 1}
 
 
-def _sweep_figure(sweep: Sweep | None, losses: Mapping[str, float]) -> Iterator[Any]:
+def _sweep_figure(sweep: Sweep | None, endings: Mapping[str, Ending]) -> Iterator[Any]:
     from stackloom.report import plots
     from stackloom.report.page import Plot, number
 
-    points = sorted((sweep.values[label], loss) for label, loss in losses.items()) if sweep else []
+    points = sorted((sweep.values[label], found.value) for label, found in endings.items()) if sweep else []
     if sweep is None or len(points) < 2:
         return
-    said = ", ".join(f"{number(loss)} at {value:g}" for value, loss in points)
+    measure = next(iter(endings.values())).measure
+    said = ", ".join(f"{number(value)} at {at:g}" for at, value in points)
     x, y = zip(*points, strict=True)
     svg = plots.lines(
-        "sweep", x, {"final loss": y}, across=sweep.option, up="final loss", scale="log" if min(x) > 0 else "linear"
+        "sweep", x, {measure: y}, across=sweep.option, up=measure, scale="log" if min(x) > 0 else "linear"
     )
-    yield Plot("sweep", "Final loss by value", "mean of the last tenth of the steps", f"Final loss: {said}.", svg)
+    yield Plot("sweep", f"{_title(measure)} by value", NOTES[measure], f"{_title(measure)}: {said}.", svg)
+
+
+def _interval_figure(endings: Mapping[str, Ending]) -> Iterator[Any]:
+    """Draw endings that have intervals, where all runs are compared by the same measure."""
+    from stackloom.report import plots
+    from stackloom.report.page import Plot
+
+    rows = [(label, found.value, found.interval) for label, found in endings.items() if found.interval]
+    measures = {found.measure for found in endings.values()}
+    if len(rows) < 2 or len(measures) > 1:
+        return
+    (measure,) = measures
+    svg = plots.intervals("endings", rows, across=measure, zero=measure == ABOVE)
+    said = "; ".join(f"{label}: {found}" for label, found in endings.items())
+    yield Plot("endings", _title(measure), NOTES[measure], f"{said}.", svg)
+
+
+def _title(measure: str) -> str:
+    return measure[0].upper() + measure[1:]
 
 
 def _figures(runs: Mapping[str, RunRecord]) -> Iterator[Any]:

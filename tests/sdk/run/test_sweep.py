@@ -120,12 +120,12 @@ def test_a_stopped_sweep_goes_on_and_ends_as_an_undisturbed_one(spec, registry, 
     counting = StopAt(0)
     folder, cut = sweeps.sweep(spec, [RATES], registry, folder=tmp_path / "cut", display=counting)
     assert counting.seen < 10  # the first run is skipped, the second goes on from its checkpoint
-    assert [point.loss for point in cut] == [point.loss for point in whole]
+    assert [point.ending for point in cut] == [point.ending for point in whole]
     winner = sweeps.best(cut)
     assert winner is not None
     assert winner.values == {"train.optimizer.lr": 1e-2}
     data = json.loads((folder / "sweep.json").read_text())
-    assert data["best"] == "lr=0.01"
+    assert (data["best"], data["measure"]) == ("lr=0.01", "final loss")
     page = (folder / "sweep.html").read_text()
     assert "Final loss by value" in page
     assert "Stage 0: loss" in page
@@ -136,7 +136,7 @@ def test_a_stopped_sweep_goes_on_and_ends_as_an_undisturbed_one(spec, registry, 
 def test_a_value_that_diverges_is_noted_and_the_others_go_on(spec, registry, tmp_path: Path) -> None:
     axes = [sweeps.Axis("train.optimizer.lr", (1e30, 1e-2)), sweeps.Axis("train.clip_norm", (None,))]
     _, found = sweeps.sweep(spec, axes, registry, folder=tmp_path / "sweep")
-    assert found[0].loss is None
+    assert found[0].ending is None
     assert "is not finite" in found[0].failure
     assert sweeps.best(found) is found[1]
     with pytest.raises(FitError, match="is not finite"):
@@ -178,3 +178,91 @@ def test_a_comparison_shows_where_stacks_differ_and_runs_without_an_end(
     assert "stages[0].train.steps" in page
     assert "not finished" in page
     assert page.count("<svg") == 4
+
+
+@pytest.fixture
+def quantizing(checkpoint: Path, lines: Path) -> StackSpec:
+    """A stack that quantizes and evaluates, and states what it sweeps."""
+    data = sl.use("data.jsonl", path=str(lines), format="messages")
+    return sl.Stack(
+        "widths",
+        model=sl.use("model.hf", checkpoint=str(checkpoint)),
+        stages=[
+            sl.quantize(quantizer=sl.use("quantizer.rtn", scheme="w8a8", group_size=16)),
+            sl.evaluate(data=data, sequences=5, sequence_length=64, compare_to_float=True, cloze=8),
+        ],
+        sweep={
+            "quantize.quantizer": [sl.use("quantizer.rtn", scheme=each, group_size=16) for each in ("w8a8", "w4a8")]
+        },
+        device="cpu",
+        dtype="float32",
+    ).spec
+
+
+def test_a_stack_states_its_sweep_and_is_planned_without_it(quantizing: StackSpec, registry) -> None:
+    read = StackSpec.from_yaml(quantizing.to_yaml())
+    (axis,) = sweeps.Axis.of(read)
+    assert axis.path == "quantize.quantizer"
+    assert [value["options"]["scheme"] if "options" in value else value["scheme"] for value in axis.values] == [
+        "w8a8",
+        "w4a8",
+    ]
+    from stackloom.core import planning
+
+    assert planning.plan(read, registry).digest == planning.plan(read.alone(), registry).digest
+
+
+@pytest.mark.parametrize("values", [[], [1, 1]])
+def test_a_swept_option_has_distinct_values(values: list[int]) -> None:
+    with pytest.raises(ConfigError, match="at least one value, none of them twice"):
+        StackSpec.from_data({"name": "a", "model": "model.hf", "stages": [{"train": {}}], "sweep": {"seed": values}})
+
+
+def test_without_training_a_sweep_compares_evaluations(quantizing: StackSpec, registry, tmp_path: Path) -> None:
+    folder, found = sweeps.sweep(quantizing, sweeps.Axis.of(quantizing), registry, folder=tmp_path / "sweep")
+    endings = [point.ending for point in found]
+    for point, ended in zip(found, endings, strict=True):
+        assert ended is not None
+        assert ended.measure == "nats above float"
+        measured = json.loads((point.folder / "1-evaluate" / "metrics.json").read_text())["against_float"]
+        assert ended.value == measured["nll_difference"]["value"]
+        assert list(ended.interval or ()) == measured["nll_difference"]["interval"]
+    winner = sweeps.best(found)
+    assert winner is not None
+    assert winner.ending == min(endings, key=lambda each: each.value)
+    page = (folder / "sweep.html").read_text()
+    for name in ("nats above float", "perplexity", "KL to float", "multiple choice", "bytes of the layers"):
+        assert f">{name}</th>" in page
+    assert "<svg" in page
+
+
+def test_a_sweep_needs_something_to_compare_by(checkpoint: Path, registry, tmp_path: Path) -> None:
+    spec = sl.Stack("a", model=sl.use("model.hf", checkpoint=str(checkpoint)), stages=[sl.export()], device="cpu").spec
+    with pytest.raises(ConfigError, match="neither a train nor an evaluate stage"):
+        sweeps.sweep(spec, [sweeps.Axis("seed", (1, 2))], registry, folder=tmp_path / "sweep")
+
+
+def test_the_command_line_runs_a_stack_that_sweeps(
+    quantizing: StackSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACKLOOM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.chdir(tmp_path)
+    Path("stack.yaml").write_text(quantizing.to_yaml())
+    shown = CliRunner().invoke(make_app(), ["plan", "stack.yaml"], catch_exceptions=False)
+    assert "2 values of quantize.quantizer" in shown.stdout
+    done = CliRunner().invoke(make_app(), ["run", "stack.yaml", "--folder", "sweep"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert re.search(r"nats above float.*perplexity.*KL to float", done.stdout)
+    assert done.stdout.count("best") == 1
+
+
+def test_the_command_line_runs_a_python_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "stack.py"
+    script.write_text("print('it ran'); raise SystemExit(3)")
+    done = CliRunner().invoke(make_app(), ["run", str(script)])
+    assert done.exit_code == 3
+    assert "it ran" in capfd.readouterr().out
+    refused = CliRunner().invoke(make_app(), ["run", str(script), "--device", "cpu"])
+    assert isinstance(refused.exception, ConfigError)
+    assert "has its own options" in str(refused.exception)
