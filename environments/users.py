@@ -15,6 +15,7 @@ from stackloom.environments.wording import Request as Wording
 from stackloom.environments.wording import reply_with
 
 ALL_SAID = "That is all I know."
+UNCLEAR = "What would you like to know? I can tell you if you say which detail you need."
 GOODBYE = "[DONE]"
 CHATTER = (
     "Sorry for the trouble, it has been one of those weeks.",
@@ -47,12 +48,14 @@ class Script:
         withheld: details that the user tells only when asked.
         wrong: a detail that the opening gets wrong, with the wrong text; corrected at the first chance.
         chats: whether the user also says what does not matter.
+        strict: whether a question must name a detail to be told it.
         seed: decides which chatter.
     """
 
     withheld: tuple[Known, ...] = ()
     wrong: tuple[Known, str] | None = None
     chats: bool = False
+    strict: bool = False
     seed: str = ""
 
 
@@ -91,8 +94,11 @@ def scripted_reply(script: Script, messages: Sequence[Message]) -> str | None:
         return None
     waiting = [known for known in script.withheld if not any(reply_with(known) in text for text in said)]
     if "?" in last:
-        asked = [known for known in waiting if _asks_for(last, known)] or waiting[:1]
-        parts += [reply_with(known) for known in asked] or ([] if parts else [ALL_SAID])
+        asked = [known for known in waiting if _asks_for(last, known)]
+        if waiting and not asked and script.strict:
+            parts.append(UNCLEAR)
+        parts += [reply_with(known) for known in asked or ([] if script.strict else waiting[:1])]
+        parts = parts or [ALL_SAID]
     if script.chats:
         parts.append(Random(f"{script.seed}/{len(said)}").choice(CHATTER))
     return " ".join(parts)

@@ -14,7 +14,7 @@ from stackloom.environments.domains import domain_names, find_domain
 from stackloom.environments.episodes import WorldEpisode, scripted
 from stackloom.environments.factory import BuiltTask, Factory, Recipe
 from stackloom.environments.users import scripted_reply
-from stackloom.environments.wording import question_for, report, system
+from stackloom.environments.wording import Request, question_for, report, system
 from stackloom.plugins.environment.domain_graph.config import DomainGraphConfig
 
 KEPT = 256  # built tasks; one takes some milliseconds to build again
@@ -85,6 +85,10 @@ class DomainGraph:
             messages += _called(episode, ToolCall(made.tool, made.arguments, "call_0"))
         episode.close()
         return [*messages, Message("assistant", report(built.wishes, built.statements))]
+
+    def request(self, task: Task) -> Request:
+        """Return what the user of a task says and knows."""
+        return self.built(task).request
 
     def built(self, task: Task) -> BuiltTask:
         """Return what the factory made for a task; it is built again from the task's secret.
