@@ -117,6 +117,10 @@ def _summary(tasks: Sequence[Any], solutions: Sequence[Solution]) -> dict[str, A
             task.id: {"kind": task.kind, "passed": ok, "valid": counts}
             for task, ok, counts in zip(tasks, passed, valid, strict=True)
         },
+        "attempts": {
+            task.id: {"chosen": solution.chosen, "made": [_told(attempt) for attempt in solution.attempts]}
+            for task, solution in zip(tasks, solutions, strict=True)
+        },
         "transcripts": [
             {
                 "task": task.id,
@@ -125,6 +129,17 @@ def _summary(tasks: Sequence[Any], solutions: Sequence[Solution]) -> dict[str, A
             }
             for task, attempt in list(zip(tasks, chosen, strict=True))[:20]
         ],
+    }
+
+
+def _told(attempt: Attempt) -> dict[str, Any]:
+    """Return an attempt without its messages: enough to ask what another reasoner would have made of it."""
+    return {
+        "answer": attempt.answer,
+        "tokens": attempt.tokens,
+        "value": attempt.reward.value,
+        "valid": attempt.reward.valid,
+        "logprob": attempt.logprob,
     }
 
 

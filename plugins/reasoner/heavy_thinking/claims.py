@@ -1,4 +1,4 @@
-"""R1 and R2 of the page: what the machinery does, against closed forms and a clock, on scripted models."""
+"""R1 and R2 of the page: what the machinery does, on scripted models; and what it gives on SmolLM2-135M."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from stackloom.core.chat import Message
 from stackloom.core.claims import ClaimContext, ClaimResult, Table
 from stackloom.core.generation import ChatRequest
+from stackloom.plugins.reasoner.heavy_thinking import accuracy
 from stackloom.plugins.reasoner.question import Question, Thought
 from stackloom.plugins.reasoner.scripted import Line, ScriptedModel
 from stackloom.plugins.reasoner.votes import Ballot, decided, exact_stop_calls, half_beta, majority_accuracy, winner
@@ -142,4 +143,34 @@ def early_stop_closes_every_call(ctx: ClaimContext) -> ClaimResult:
         left += model.running + (4 - model.broken_off)
     return ClaimResult(
         ours=float(left), baseline=0.0, seeds=tuple(ctx.seeds), details={"broken off": 4 * len(ctx.seeds)}
+    )
+
+
+VOTE, HEAVY = f"self-consistency {accuracy.WIDTH}", f"heavy [{accuracy.WIDTH}]"
+
+
+def votes_beat_single_attempts(ctx: ClaimContext) -> ClaimResult:
+    """Share solved by the vote minus the mean share of single attempts, by the model that was taught the tasks."""
+    return _gain(ctx, VOTE, "single", 0.05)
+
+
+def heavy_beats_single_attempts(ctx: ClaimContext) -> ClaimResult:
+    """Share solved by heavy thinking minus the mean share of single attempts, by the same model."""
+    return _gain(ctx, HEAVY, "single", 0.03)
+
+
+def heavy_beats_votes(ctx: ClaimContext) -> ClaimResult:
+    """Share solved by heavy thinking minus that of the vote over the same answers, by the same model."""
+    return _gain(ctx, HEAVY, VOTE, 0.0)
+
+
+def _gain(ctx: ClaimContext, ours: str, theirs: str, baseline: float) -> ClaimResult:
+    found = {subject: accuracy.measured(ctx, subject) for subject in accuracy.SUBJECTS}
+    difference = accuracy.gain(found[accuracy.TAUGHT], ours, theirs)
+    return ClaimResult(
+        ours=difference["value"],
+        interval=difference["interval"],
+        baseline=baseline,
+        seeds=ctx.seeds[:1],
+        details=accuracy.details(found),
     )
