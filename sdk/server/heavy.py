@@ -7,7 +7,15 @@ from contextlib import aclosing
 from typing import Any
 
 from stackloom.engine.streaming import LocalModel
-from stackloom.plugins.reasoner.question import EarlyStop, Ended, Notice, Question, ThinkingReasoner, Thought
+from stackloom.plugins.reasoner.question import (
+    EarlyStop,
+    Ended,
+    Notice,
+    Question,
+    Summarizing,
+    ThinkingReasoner,
+    Thought,
+)
 from stackloom.server.bodies import ChatBody
 from stackloom.server.chatting import delta_of, messages_of, shown_tools
 from stackloom.server.formats import DONE, call, envelope, event, usage
@@ -18,8 +26,10 @@ from stackloom.server.serving import Serving
 class HeavyChatting:
     """One request with `heavy`.
 
-    What thinkers write is `reasoning_content`; `content` is the answer alone, once it is certain. Usage counts all
-    calls, `heavy` in the answer says what became of each.
+    What thinkers write is `reasoning_content`, `content` the answer alone. A stream carries the summary as it is
+    written. Where that is not the answer in the end (it was cut, or failed, and a thinker's stands in), the answer
+    follows after an empty line and `heavy.replaced` is true. Usage counts all calls, `heavy` in the answer says what
+    became of each.
 
     Args:
         serving: the model.
@@ -65,7 +75,7 @@ class HeavyChatting:
             async for found in events:
                 if isinstance(found, Thought):
                     thought = found
-                else:
+                elif isinstance(found, str):
                     reasoning.append(found)
         assert thought is not None
         message = thought.message.to_openai() | {"reasoning_content": "".join(reasoning)}
@@ -75,8 +85,8 @@ class HeavyChatting:
         return head | {"choices": [choice], "usage": _usage(thought), "heavy": _report(thought)}
 
     async def events(self) -> AsyncGenerator[str, None]:
-        """Yield the answer piece by piece: each thinker's when it ends, the final one at the end."""
-        head = envelope("chat.completion.chunk", self._serving.name)
+        """Yield the answer piece by piece: each thinker's when it ends, the summary as it is written."""
+        head, written = envelope("chat.completion.chunk", self._serving.name), ""
 
         def chunk(delta: dict[str, Any], finish: str | None = None, **fields: Any) -> str:
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
@@ -85,21 +95,28 @@ class HeavyChatting:
         yield chunk({"role": "assistant", "content": ""})
         async with aclosing(self._events()) as events:
             async for found in events:
-                if not isinstance(found, Thought):
+                if isinstance(found, str):
                     yield chunk(delta_of("", found))
                     continue
-                calls = found.message.tool_calls
-                delta = delta_of(found.message.content, "")
+                if isinstance(found, Summarizing):
+                    written += found.text
+                    if delta := delta_of(found.text, found.reasoning):
+                        yield chunk(delta)
+                    continue
+                calls, answer = found.message.tool_calls, found.message.content
+                rest, replaced = _rest(answer, written)
+                delta = delta_of(rest, "")
                 if calls:
                     delta["tool_calls"] = [call(made, place) for place, made in enumerate(calls)]
-                yield chunk(delta)
-                yield chunk({}, "tool_calls" if calls else "stop", heavy=_report(found))
+                if delta:
+                    yield chunk(delta)
+                yield chunk({}, "tool_calls" if calls else "stop", heavy=_report(found) | {"replaced": replaced})
                 if self._body.stream_options and self._body.stream_options.include_usage:
                     yield event(head | {"choices": [], "usage": _usage(found)})
         yield DONE
 
-    async def _events(self) -> AsyncGenerator[str | Thought, None]:
-        """Yield lines of what happens, and last the thought."""
+    async def _events(self) -> AsyncGenerator[str | Summarizing | Thought, None]:
+        """Yield lines of what happens, pieces of the summary, and last the thought."""
         assert self._reasoner is not None
         assert self._question is not None
         async with aclosing(self._reasoner.think(self._question)) as events:  # type: ignore[type-var]
@@ -112,9 +129,20 @@ class HeavyChatting:
                     yield f"[stopped: {found.rule}, {found.done} of {found.width}]\n"
                 elif isinstance(found, Notice):
                     yield f"[{found.text}]\n"
+                elif isinstance(found, Summarizing):
+                    yield found
                 elif isinstance(found, Thought):
                     self._serving.count(found.prompt_tokens, found.tokens)
                     yield found
+
+
+def _rest(answer: str, written: str) -> tuple[str, bool]:
+    """Return what a stream still has to carry of an answer, and whether what it carried so far is not part of it."""
+    if answer == written.strip():
+        return "", False
+    if answer.startswith(written):
+        return answer[len(written) :], False
+    return f"\n\n{answer}", True
 
 
 def _usage(thought: Thought) -> dict[str, Any]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import openai
 import pytest
+
+from stackloom.core.chat import Message, ToolCall
+from stackloom.plugins.reasoner.question import Summarizing, Thought
 
 ASK = [{"role": "user", "content": "hi"}]
 TOOL = {
@@ -166,9 +170,67 @@ def test_heavy_thinking_answers_and_its_usage_adds_up(brief):
     assert whole.choices[0].message.model_extra["reasoning_content"].count("[thinker 1.") == 4
     asked = {"extra_body": {"heavy": options}, "stream": True, "stream_options": {"include_usage": True}}
     chunks = list(chat(client, **asked))
-    content = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
-    assert content == whole.choices[0].message.content
+    pieces = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert _told(pieces, chunks) == whole.choices[0].message.content
     assert chunks[-1].usage == whole.usage
+
+
+def _told(pieces, chunks):
+    """The answer in a stream's pieces: all of them, or what came after the empty line."""
+    ended = next(chunk.model_extra["heavy"] for chunk in chunks if "heavy" in chunk.model_extra)
+    return pieces[-1].removeprefix("\n\n") if ended["replaced"] else "".join(pieces).strip()
+
+
+class Scripted:
+    """A reasoner that says what it is told to."""
+
+    config = SimpleNamespace(rounds_made=(2,), max_tokens=16)
+
+    def __init__(self, events):
+        self.events = events
+
+    async def think(self, question):
+        for event in self.events:
+            yield event
+
+
+def thought(text, *, calls=()):
+    return Thought(Message("assistant", text, calls), (), {}, 9, 20, 5, "width", "summary")
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "content", "replaced"),
+    [
+        (["The ans", "wer is 42."], "The answer is 42.", "The answer is 42.", False),
+        ([" The answer", " is 42. "], "The answer is 42.", " The answer is 42. ", False),
+        (["The answer"], "The answer is 42.", "The answer is 42.", False),
+        (["Half an ans"], "42", "Half an ans\n\n42", True),
+        ([], "42", "42", False),
+    ],
+)
+def test_a_stream_carries_the_summary_as_it_is_written(brief, monkeypatch, written, answer, content, replaced):
+    client, serving = brief
+    events = [Summarizing(text, "", 1) for text in written] + [thought(answer)]
+    monkeypatch.setattr(serving, "reasoner", lambda options: Scripted(events))
+    chunks = list(chat(client, extra_body={"heavy": {}}, stream=True, stream_options={"include_usage": True}))
+    pieces = [choice.delta.content for chunk in chunks for choice in chunk.choices if choice.delta.content]
+    assert "".join(pieces) == content
+    assert pieces[: len(written)] == written
+    assert _told(pieces, chunks) == answer
+    (ended,) = [chunk.model_extra["heavy"] for chunk in chunks if "heavy" in chunk.model_extra]
+    assert ended["replaced"] is replaced
+    assert chunks[-1].usage.completion_tokens == 9
+    assert chat(client, extra_body={"heavy": {}}).choices[0].message.content == answer
+
+
+def test_a_summary_that_calls_a_tool_streams_the_call(brief, monkeypatch):
+    client, serving = brief
+    events = [Summarizing("I look it up.", "", 4), thought("I look it up.", calls=(ToolCall("find", {"id": 7}, "c1"),))]
+    monkeypatch.setattr(serving, "reasoner", lambda options: Scripted(events))
+    chunks = list(chat(client, extra_body={"heavy": {}}, stream=True))
+    calls = [made for chunk in chunks for choice in chunk.choices for made in choice.delta.tool_calls or ()]
+    assert [(made.function.name, made.function.arguments) for made in calls] == [("find", '{"id": 7}')]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
 def test_heavy_thinking_in_which_nobody_answers_is_not_the_servers_failure(endless):
