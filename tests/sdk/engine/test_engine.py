@@ -123,7 +123,7 @@ def test_layers_with_an_attention_plugin_batch_like_plain_ones(layers, tokenizer
 
 
 def test_bf16_differs_from_transformers_only_within_the_bf16_error(tokenizer):
-    from stackloom.generation_bench import compare
+    from stackloom.engine_bench import compare
 
     model, exact = build(dtype=torch.bfloat16), build(dtype=torch.bfloat16).float()
     given = prompts(9)

@@ -66,11 +66,25 @@ def test_a_prompt_stays_a_prefix_whatever_the_reply_begins_with(smollm2):
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 5])
 def test_its_batches_agree_with_transformers_and_give_a_row(batch, smollm2, exact):
-    from stackloom.generation_bench import measure
+    from stackloom.engine_bench import measure
 
     row = measure(smollm2[0], exact, smollm2[1], batch, new_tokens=6, rounds=2)
     assert list(row)[:8] == ["name", "case", "ratio", "bar", "met", "floor_fraction", "error", "device"]
     assert row["error"] < 2 * row["baseline_error"]
+
+
+@pytest.mark.slow
+def test_int8_and_a_shared_prompt_agree_and_give_rows(smollm2, exact):
+    from stackloom.engine_bench import INT8, quantized, shared_prompt
+
+    hf, dtype = HFConfig(checkpoint=NAME).build(), str(smollm2[0].dtype).removeprefix("torch.")
+    rows = [quantized(hf, dtype, *smollm2, bar, kept, new_tokens=4, rounds=2) for kept, bar in INT8.items()]
+    rows.append(shared_prompt(smollm2[0], exact, smollm2[1], new_tokens=2, rounds=2))
+    for row in rows:
+        assert list(row)[:8] == ["name", "case", "ratio", "bar", "met", "floor_fraction", "error", "device"]
+        assert row["ratio"] > 0
+        assert row["error"] < 1
+    assert rows[-1]["ratio"] > 2  # one prompt is computed instead of eight
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
-"""`stackloom bench generation`: the engine against `transformers.generate` and against its own matrix products alone.
+"""`stackloom bench engine`: the engine against `transformers.generate`, its own matrix products alone, and itself.
 
 SmolLM2-135M-Instruct in the dtype that this CPU is fast in (bf16 where it has instructions for it, else fp32), greedy,
-end tokens disabled, the same prompts and lengths for all. The three are timed in turn, round after round; a ratio is
-the median of the rounds' ratios. No row is returned unless every token of every sequence agrees with an unpadded
-forward pass of transformers, up to the dtype's error.
+end tokens disabled, the same prompts and lengths for all. What is compared is timed in turn, round after round; a ratio
+is the median of the rounds' ratios. No row is returned unless every token of every sequence agrees with an unpadded
+forward pass of transformers, up to the dtype's error. Further rows: int8 weights against the model's own dtype, and
+thinkers that share a prompt against thinkers that do not.
 
 Shape legend: N sequences, T tokens, V vocabulary.
 """
@@ -36,11 +37,13 @@ CHECKPOINT = "smollm2-135m-instruct"
 EXACT = {"bfloat16": "float32", "float32": "float64"}  # what a dtype's error is measured against
 BARS = {1: 1.5, 16: 1.5, 32: 1.3}  # times the speed of transformers.generate, by batch
 FLOOR_BAR = 0.75
+INT8 = {("lm_head",): 1.25, (): 1.5}  # times the speed of the model's own dtype at batch 1, by layers that are kept
+THINKERS, SHARED = 8, 384  # sequences that begin alike, and tokens that they share
 SHORTEST, LONGEST = 24, 48  # tokens of a prompt
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """Measure the engine at batch 1, 16 and 32 on two threads and return one row per batch.
+    """Measure the engine at batch 1, 16 and 32, with int8 weights and with a shared prompt, on two threads.
 
     Args:
         quick: fewer tokens per sequence; as many rounds.
@@ -61,7 +64,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        return [measure(model, exact, tokenizer, batch, 24 if quick else 64) for batch in BARS]
+        new_tokens = 24 if quick else 64
+        rows = [measure(model, exact, tokenizer, batch, new_tokens) for batch in BARS]
+        rows += [quantized(hf, dtype, model, tokenizer, bar, exclude, new_tokens) for exclude, bar in INT8.items()]
+        return [*rows, shared_prompt(model, exact, tokenizer, new_tokens)]
     finally:
         torch.set_num_threads(threads)
 
@@ -99,7 +105,7 @@ def measure(
     fraction = statistics.median(f / o for f, o in zip(lowest, ours, strict=True))
     tokens = batch * new_tokens
     return {
-        "name": "generation",
+        "name": "engine",
         "case": f"SmolLM2-135M {str(model.dtype).removeprefix('torch.')}, batch {batch}, "
         f"prompts of {SHORTEST} to {LONGEST}, {new_tokens} new tokens",
         "ratio": round(ratio, 3),
@@ -119,11 +125,114 @@ def measure(
         "spread": round(statistics.median(abs(a / b - 1) for a, b in pairwise(baseline)), 3),
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": _versions(),
+    }
+
+
+def quantized(
+    hf: Any,
+    dtype: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    bar: float,
+    exclude: Sequence[str],
+    new_tokens: int,
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """Measure int8 weights and activations against the model's own dtype, both in the engine, at batch 1.
+
+    Args:
+        hf, dtype, model, tokenizer: the model.
+        bar: on the ratio.
+        exclude: patterns of layers that stay as they are.
+        new_tokens, rounds: as in `measure`.
+
+    Raises:
+        EngineError: an output disagrees with a forward pass of the quantized model.
+    """
+    from stackloom.plugins.quantizer.rtn.config import RTNConfig
+
+    small, exact = (hf.load(device="cpu", dtype=each) for each in (dtype, EXACT[dtype]))
+    for each in (small, exact):
+        if not exclude:  # the head shares its weight with the embedding, which stays as it is
+            each.lm_head.weight = nn.Parameter(each.lm_head.weight.detach().clone())
+        RTNConfig(scheme="w8a8", exclude=tuple(exclude)).build().quantize(each, [])
+    prompts = draw_prompts(1, model.config.vocab_size)
+    requests = [Request(tuple(prompt), Sampling(max_tokens=new_tokens)) for prompt in prompts]
+    with (
+        Engine(small, tokenizer, max_batch=1, end_tokens=()) as ours,
+        Engine(model, tokenizer, max_batch=1, end_tokens=()) as baseline,
+    ):
+        agreement = compare(small, exact, prompts, ours.generate_all(requests))
+        baseline.generate_all(requests)
+        seconds = [
+            [_seconds(lambda: ours.generate_all(requests)), _seconds(lambda: baseline.generate_all(requests))]
+            for _ in range(rounds)
+        ]
+    kept = "head kept" if exclude else "head too"
+    case = f"SmolLM2-135M int8 ({kept}) over {dtype}, batch 1, {new_tokens} new tokens"
+    return _row(case, bar, seconds, new_tokens) | {"error": round(agreement.error, 5)}
+
+
+def shared_prompt(
+    model: PreTrainedModel,
+    exact: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    new_tokens: int,
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """Measure thinkers over one prompt, computed once, against as many over prompts that differ from the start.
+
+    Raises:
+        EngineError: an output disagrees.
+    """
+    draw = torch.Generator().manual_seed(0)
+    one = torch.randint(100, model.config.vocab_size, (SHARED,), generator=draw).tolist()
+    alike = [one] * THINKERS
+    apart = [[100 + number, *one[1:]] for number in range(THINKERS)]
+    options = {"max_batch": THINKERS, "end_tokens": (), "prefix_bytes": 0}
+    with Engine(model, tokenizer, **options) as engine:
+
+        def think(prompts: Sequence[Sequence[int]]) -> list[Completion]:
+            sampling = Sampling(max_tokens=new_tokens)
+            return engine.generate_all([Request(tuple(p), sampling, key=str(n)) for n, p in enumerate(prompts)])
+
+        agreement = compare(model, exact, alike, think(alike))
+        think(apart)
+        seconds = [[_seconds(lambda: think(alike)), _seconds(lambda: think(apart))] for _ in range(rounds)]
+    dtype = str(model.dtype).removeprefix("torch.")
+    case = f"SmolLM2-135M {dtype}, {THINKERS} thinkers over one prompt of {SHARED}, {new_tokens} new tokens"
+    return _row(case, None, seconds, THINKERS * new_tokens) | {"error": round(agreement.error, 5)}
+
+
+def _row(case: str, bar: float | None, seconds: Sequence[Sequence[float]], tokens: int) -> dict[str, Any]:
+    """Return a row of (ours, baseline) seconds per round."""
+    ours, baseline = zip(*seconds, strict=True)
+    ratio = statistics.median(b / o for o, b in seconds)
+    return {
+        "name": "engine",
+        "case": case,
+        "ratio": round(ratio, 3),
+        "bar": bar,
+        "met": None if bar is None else ratio >= bar,
+        "floor_fraction": None,
+        "error": None,
+        "device": find_device("cpu").title,
+        "tokens_per_second": round(tokens / statistics.median(ours), 1),
+        "baseline_tokens_per_second": round(tokens / statistics.median(baseline), 1),
+        "runs": len(seconds),
+        "spread": round(statistics.median(abs(a / b - 1) for a, b in pairwise(baseline)), 3),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }
 
 
@@ -180,7 +289,7 @@ def compare(
             raise EngineError(
                 f"token {at} of sequence {place} is {gap_T[at]:.3f} below transformers' choice, "
                 f"the dtype's error allows {allowed_T[at]:.3f}",
-                where="generation",
+                where="engine",
             )
         close_calls += int((chosen_T1[:, 0] != logits_TV.argmax(-1)).sum())
         truth_T, theirs_T = (w.log_softmax(-1).gather(1, chosen_T1)[:, 0].double() for w in (exact_TV, logits_TV))
