@@ -21,6 +21,7 @@ from stackloom.engine.cache import DenseView
 from stackloom.engine.linear import project
 from stackloom.engine.pages import BLOCK
 from stackloom.engine.runner import check_rollback
+from stackloom.kernels.paged_attention import paged_attention
 
 ONE_BY_ONE = 2  # up to here a call of fused attention per row beats one batched matmul over all rows
 
@@ -38,6 +39,7 @@ class Step:
             here; for single steps one table of all, (2 * N * G * P,).
         gathered: for single steps, memory for what the table names, (2 * N * G * P, S * K).
         mask: (N, 1, S), 0 where a sequence has a token, -inf elsewhere; None where all lengths agree.
+        pages: for single steps that attend over pages where they lie, each row's pages (R, P) and lengths (R,).
     """
 
     cos: Tensor
@@ -48,6 +50,7 @@ class Step:
     tables: Sequence[Tensor | None] = ()
     gathered: Tensor | None = None
     mask: Tensor | None = None
+    pages: tuple[Tensor, Tensor] | None = None
 
 
 class OwnAttention:
@@ -100,6 +103,11 @@ class OwnAttention:
     def step(self, x_RD: Tensor, memory_PHSK: Tensor, step: Step) -> Tensor:
         """Mix one more token of each sequence and keep its key and value, (R, D) to (R, D); rows past N are zeros."""
         q_RHK, k_RGK, v_RGK = self._project(x_RD, step)
+        if step.pages is not None:
+            self._keep(k_RGK, v_RGK, memory_PHSK, step)
+            return self.out(
+                paged_attention(q_RHK, memory_PHSK, *step.pages, self.scale, implementation="auto").flatten(1)
+            )
         rows, longest = len(step.lengths), max(step.lengths)
         self._keep(k_RGK[:rows], v_RGK[:rows], memory_PHSK, step)
         (table,), gathered = step.tables, step.gathered

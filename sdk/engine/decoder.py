@@ -24,6 +24,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 from transformers import PreTrainedModel
 
 from stackloom.engine.attention import HostedRows, OwnAttention, Step, hosted_mixer, rollback_together
+from stackloom.engine.graphs import StepGraphs
 from stackloom.engine.linear import Projection, project
 from stackloom.engine.pages import BLOCK, Pages
 
@@ -91,6 +92,9 @@ class Decoder:
             equal prompts share what was computed.
         cache_bytes: most memory for keys and values; it is taken as it is needed.
         prefix_bytes: how much of it what prompts may share, and no sequence uses now, may keep.
+        paged: let single steps attend over pages where they lie (`kernels.paged_attention`), instead of copying them
+            side by side; None does on a GPU. Not with attention plugins, nor in a deterministic engine.
+        graphs: replay such steps on a GPU as CUDA graphs.
     """
 
     def __init__(
@@ -101,6 +105,8 @@ class Decoder:
         deterministic: bool,
         cache_bytes: int = 4 * 1024**3,
         prefix_bytes: int = 0,
+        paged: bool | None = None,
+        graphs: bool = True,
     ) -> None:
         decoder: Any = model.model
         self._rotary, self._embedding = decoder.rotary_emb, decoder.embed_tokens.weight.detach()
@@ -126,6 +132,9 @@ class Decoder:
         self._rows: list[_Row] = []
         self._tables: tuple[list[int], int, Tensor, Tensor] | None = None  # of the last step: pages, width, index, room
         self._cos = self._sin = torch.empty(0, 1, 0)
+        on_gpu = self._embedding.device.type == "cuda"
+        self._paged = (on_gpu if paged is None else paged) and not (deterministic or self._hosted)
+        self._graphs = StepGraphs(self._paged_step) if self._paged and graphs and on_gpu else None
 
     @property
     def lengths(self) -> list[int]:
@@ -174,6 +183,8 @@ class Decoder:
         elif self._deterministic:
             one_by_one = zip(token_ids, rows, strict=True)
             logits_NV = torch.cat([self._decode([token], [row], 1) for token, row in one_by_one])
+        elif self._paged:
+            logits_NV = self._decode_paged(token_ids, rows)
         else:
             logits_NV = self._decode(token_ids, rows, len(rows))
         for token, number in zip(token_ids, rows, strict=True):
@@ -348,16 +359,51 @@ class Decoder:
             gathered=gathered,
             mask=None if self._deterministic or min(after) == max(after) else self._mask(after),
         )
-        x_RD = embedding(self._ids([*token_ids, *padding]), self._embedding)
+        return self._layer_by_layer(self._ids([*token_ids, *padding]), step)[: len(fed)]
+
+    def _decode_paged(self, token_ids: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """Feed a token to each of the rows, whose pages stay where they are, and return (len(rows), V).
+
+        A captured step has more rows and pages than there are: empty rows, whose keys and values go to page 0, which
+        such a step never reads.
+        """
+        fed = [self._rows[number] for number in rows]
+        most = max(len(row.pages) for row in fed)
+        count, step = len(fed), self._graphs or self._paged_step
+        if self._graphs is not None:
+            count, most = self._graphs.shape(count, most, self._max_batch)
+        empty = count - len(fed)
+        lengths = [row.length for row in fed]
+        self._reserve_positions(max(lengths) + 1)
+        positions_R = self._ids([*lengths, *[0] * empty])
+        table = [page for row in fed for page in (*row.pages, *[0] * (most - len(row.pages)))]
+        arguments = (
+            self._ids([*token_ids, *[0] * empty]),
+            self._cos[positions_R],
+            self._sin[positions_R],
+            self._slots(self._ids([*(row.pages[-1] for row in fed), *[0] * empty]), positions_R),
+            self._ids([*table, *[0] * (empty * most)]).view(count, most),
+            self._ids([*(length + 1 for length in lengths), *[0] * empty]),
+        )
+        return step(*arguments)[: len(fed)]
+
+    def _paged_step(
+        self, ids_R: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, pages_RP: Tensor, lengths_R: Tensor
+    ) -> Tensor:
+        """Return (R, V), as a function of tensors alone."""
+        return self._layer_by_layer(ids_R, Step(cos, sin, [], slots, pages=(pages_RP, lengths_R)))
+
+    def _layer_by_layer(self, ids_R: Tensor, step: Step) -> Tensor:
+        """Return the logits of one more token of each row, (R, V)."""
+        x_RD = embedding(ids_R, self._embedding)
         for layer in self._layers:
             h_RD = layer.norm(x_RD)
             if isinstance(layer.attention, OwnAttention):
                 x_RD = x_RD + layer.attention.step(h_RD, self.pages.memory_LPHSK[layer.memory], step)
             else:
-                x_RD = x_RD + layer.attention.step(h_RD, len(fed))
+                x_RD = x_RD + layer.attention.step(h_RD, len(step.lengths))
             x_RD = x_RD + _mlp(layer, x_RD)
-        logits_NV: Tensor = self._head(self._norm(x_RD))[: len(fed)]
-        return logits_NV
+        return self._head(self._norm(x_RD))
 
     def _slots(self, pages_T: Tensor, positions_T: Tensor) -> Tensor:
         """Return where each head of each token lies in a layer's memory, (T * H,)."""

@@ -43,6 +43,7 @@ class Engine:
         in_loop: compute in the thread of the event loop that asks, which stands still for a step, instead of in a
             thread of the engine's own. On a CPU that is up to twice as fast, since the OpenMP workers of two threads
             outnumber the cores, and libgomp then lets them sleep between operations.
+        paged, graphs: how single steps attend and run on a GPU; see `decoder.Decoder`.
         end_tokens: ids that end a sequence; None takes the model's generation config's, or else the tokenizer's.
 
     Raises:
@@ -64,6 +65,8 @@ class Engine:
         cache_bytes: int = 4 * 1024**3,
         prefix_bytes: int = 256 * 1024**2,
         in_loop: bool = False,
+        paged: bool | None = None,
+        graphs: bool = True,
         end_tokens: Iterable[int] | None = None,
     ) -> None:
         if type(max_batch) is not int or max_batch < 1:
@@ -73,7 +76,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_batch, self.deterministic = max_batch, deterministic
         self.cache_bytes, self.prefix_bytes = cache_bytes, prefix_bytes
-        self._in_loop = in_loop
+        self._in_loop, self._paged, self._graphs = in_loop, paged, graphs
         self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         self.context: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self.end_tokens = _end_tokens(self.model, tokenizer) if end_tokens is None else frozenset(end_tokens)
@@ -221,6 +224,8 @@ class Engine:
                 deterministic=self.deterministic,
                 cache_bytes=self.cache_bytes,
                 prefix_bytes=self.prefix_bytes,
+                paged=self._paged,
+                graphs=self._graphs,
             )
         return RowByRow(self.model)
 
