@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from stackloom.core.chat import Message
@@ -28,6 +29,9 @@ async def open_model(
     registry: Registry | None = None,
     http: str = "httpx2",
     context: int | None = None,
+    executor: str = "local",
+    replicas: int = 2,
+    address: str | None = None,
 ) -> AsyncIterator[ChatModel]:
     """Open the model that is asked: behind servers, or a checkpoint on this machine.
 
@@ -39,6 +43,8 @@ async def open_model(
         registry: where `model.hf` is found.
         http: implementation of the transport, see `client.transport`.
         context: tokens of prompt and reply together on the servers, if known.
+        executor: "local" computes a checkpoint in this process, "ray" in `replicas` engines, each a Ray actor.
+        replicas, address: of executor ray; see `engine.replicas.open_replicas`.
 
     Raises:
         ConfigError: neither or both are given, or something is not installed.
@@ -47,6 +53,12 @@ async def open_model(
     if bool(endpoints) == bool(checkpoint):
         raise ConfigError(
             "give either a server or a checkpoint", where="--endpoint", fix="--endpoint URL, or --checkpoint NAME"
+        )
+    if executor not in ("local", "ray") or (executor == "ray" and endpoints):
+        raise ConfigError(
+            f"executor {executor!r} does not go with {'servers' if endpoints else 'a checkpoint'}",
+            where="executor",
+            fix="local or ray for a checkpoint; servers compute by themselves",
         )
     if endpoints:
         from stackloom.client.openai_compatible import OpenAICompatible
@@ -63,6 +75,14 @@ async def open_model(
         return
     assert registry is not None
     assert checkpoint is not None
+    if executor == "ray":
+        if find_spec("ray") is None:
+            raise ConfigError("ray is not installed", where="executor", fix="pip install 'stackloom[ray]'")
+        from stackloom.engine.replicas import open_replicas
+
+        with open_replicas(checkpoint, replicas, address=address) as spread:
+            yield spread
+        return
     try:
         from stackloom.engine.chat_tokenizer import HFChatTokenizer
         from stackloom.engine.engine import Engine
@@ -118,6 +138,9 @@ def think(
     model: str | None = None,
     checkpoint: str | None = None,
     api_key: str = "",
+    executor: str = "local",
+    replicas: int = 2,
+    address: str | None = None,
     reasoner: str = HEAVY,
     tell: Callable[[Event], None] | None = None,
     **options: Any,
@@ -126,7 +149,7 @@ def think(
 
     Args:
         question: what to ask.
-        endpoints, model, checkpoint, api_key: the model; see `open_model`.
+        endpoints, model, checkpoint, api_key, executor, replicas, address: the model; see `open_model`.
         reasoner: who answers.
         tell: called with every event.
         options: of the reasoner.
@@ -144,7 +167,14 @@ def think(
         with open_registry() as registry:
             made = make_reasoner(registry, reasoner, options)
             async with open_model(
-                endpoints, model=model, checkpoint=checkpoint, api_key=api_key, registry=registry
+                endpoints,
+                model=model,
+                checkpoint=checkpoint,
+                api_key=api_key,
+                registry=registry,
+                executor=executor,
+                replicas=replicas,
+                address=address,
             ) as asked:
                 return await answer(made, Question((Message("user", question),), asked), tell or (lambda event: None))
 

@@ -30,6 +30,9 @@ def think(
     ),
     model: str = typer.Option(None, help="The model's name on the servers; default: the first they list."),
     checkpoint: str = typer.Option(None, help="Ask a model on this machine instead: a folder or a known name."),
+    executor: str = typer.Option("local", help="Of a checkpoint: local computes here, ray in several engines."),
+    replicas: int = typer.Option(2, min=1, help="Engines of executor ray; thinkers go to the one with the fewest."),
+    address: str = typer.Option(None, help="Of a Ray cluster; without one, Ray starts on this machine's loopback."),
     reasoner: str = typer.Option("reasoner.heavy-thinking", help="Which reasoner answers."),
     width: int = typer.Option(None, help="Thinkers side by side."),
     rounds: str = typer.Option(None, help="Widths of all rounds, for instance 8,4."),
@@ -75,6 +78,9 @@ def think(
                 registry=opened,
                 http=http,
                 context=context,
+                executor=executor,
+                replicas=replicas,
+                address=address,
             ) as asked:
                 talk.model, talk.name = asked, checkpoint or getattr(asked, "model", None) or ", ".join(endpoint)
                 await talk.go()

@@ -35,7 +35,7 @@ def launch(ctx: StageContext, address: str | None = None) -> int:
         StackloomError: an error that a worker raised on purpose, at once, since the next try would raise it again.
         FitError: workers died RETRIES times and once more, or the cluster has too few CPUs or GPUs.
     """
-    with _connected(address or os.environ.get("RAY_ADDRESS"), ctx.plan.resources.workers) as loopback:
+    with connected(address or os.environ.get("RAY_ADDRESS"), ctx.plan.resources.workers) as loopback:
         import ray
         from ray.util.queue import Queue
 
@@ -57,7 +57,7 @@ def launch(ctx: StageContext, address: str | None = None) -> int:
 
 
 @contextmanager
-def _connected(address: str | None, workers: int) -> Iterator[bool]:
+def connected(address: str | None, workers: int) -> Iterator[bool]:
     """Connect to a cluster, or start one that nobody else can reach; yields whether it is on loopback alone.
 
     Leaving the block ends the job's actors, whatever they do.
