@@ -190,8 +190,7 @@ def shared_prompt(
     one = torch.randint(100, model.config.vocab_size, (SHARED,), generator=draw).tolist()
     alike = [one] * THINKERS
     apart = [[100 + number, *one[1:]] for number in range(THINKERS)]
-    options = {"max_batch": THINKERS, "end_tokens": (), "prefix_bytes": 0}
-    with Engine(model, tokenizer, **options) as engine:
+    with Engine(model, tokenizer, max_batch=THINKERS, end_tokens=(), prefix_bytes=0) as engine:
 
         def think(prompts: Sequence[Sequence[int]]) -> list[Completion]:
             sampling = Sampling(max_tokens=new_tokens)

@@ -59,8 +59,9 @@ def serve(
     def load() -> tuple[str, Engine]:
         with registry() as looked_up:
             found, loaded, tokenizer = open_checkpoint(model, looked_up, dtype=dtype)
-        options = {"max_batch": max_batch, "deterministic": deterministic, "cache_bytes": cache_mib << 20}
-        return found, Engine(loaded, tokenizer, **options)
+        return found, Engine(
+            loaded, tokenizer, max_batch=max_batch, deterministic=deterministic, cache_bytes=cache_mib << 20
+        )
 
     with registry() as opened:
         # A thread that computes gets OpenMP workers of its own. Those of this one end with it, so that the engine's are

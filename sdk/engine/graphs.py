@@ -62,7 +62,8 @@ class StepGraphs:
 
 def capture_on_gpu(step: Step, static: Sequence[Tensor]) -> tuple[Replay, Tensor]:
     """Capture a step on a stream of its own, and return its replay and where the result will lie."""
-    stream = torch.cuda.Stream()
+    make: Any = torch.cuda.Stream
+    stream = make()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):

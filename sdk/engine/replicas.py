@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ class _Failed:
         return cls(type(error).__name__, error.reason, error.where, error.fix)
 
     def error(self) -> StackloomError:
-        kind = getattr(generation, self.kind, None) or getattr(errors, self.kind, EngineError)
+        kind: Any = getattr(generation, self.kind, None) or getattr(errors, self.kind, EngineError)
         made: StackloomError = kind(self.reason, where=self.where, fix=self.fix)
         return made
 
@@ -156,7 +156,7 @@ class Replicas:
                     raise ServerError(f"replica {place} died in the middle of a reply", where="replicas") from None
         raise ServerError("no engine replica is left", where="replicas", fix="start them again")
 
-    async def _from(self, place: int, request: ChatRequest) -> AsyncIterator[Delta | Reply]:
+    async def _from(self, place: int, request: ChatRequest) -> AsyncGenerator[Delta | Reply, None]:
         actor, call = self.actors[place], secrets.token_hex(8)
         self._busy[place] += 1
         whole = False
