@@ -110,7 +110,7 @@ def plan(
     return Plan(
         name=spec.name,
         seed=spec.seed,
-        stack=spec.alone().to_data(),
+        stack=spec.model_copy(update={"sweep": {}}).to_data(),
         device=target,
         resources=resources,
         shape=shape,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stackloom.core.devices import Device
 from stackloom.core.errors import ConfigError, ErrorGroup, did_you_mean
@@ -78,15 +77,6 @@ class StackSpec(BaseModel):
     trackers: tuple[Ref, ...] = ()
     sweep: dict[str, tuple[Any, ...]] = {}
 
-    @field_validator("sweep")
-    @classmethod
-    def _distinct(cls, sweep: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-        for path, values in sweep.items():
-            texts = [json.dumps(_plain(value), sort_keys=True) for value in values]
-            if len(set(texts)) < max(1, len(texts)):
-                raise ValueError(f"{path} needs at least one value, none of them twice")
-        return sweep
-
     @classmethod
     def from_data(cls, data: object, source: str = "stack") -> StackSpec:
         """Read a stack from plain data.
@@ -104,10 +94,9 @@ class StackSpec(BaseModel):
         fields: dict[str, Any] = {str(key): value for key, value in data.items()}
         if "model" in fields:
             fields["model"] = _collect(errors, lambda: as_ref(fields["model"], "model"))
-        if "trackers" in fields:
-            fields["trackers"] = _trackers(fields["trackers"], errors)
-        if "stages" in fields:
-            fields["stages"] = _stages(fields["stages"], errors)
+        for name, read in (("trackers", _trackers), ("stages", _stages)):
+            if name in fields:
+                fields[name] = read(fields[name], errors)
         try:
             spec = cls.model_validate(fields)
         except ValidationError as error:
@@ -150,15 +139,8 @@ class StackSpec(BaseModel):
     def to_data(self) -> dict[str, Any]:
         """Return plain data that `from_data` reads back."""
         data = self.model_dump(mode="json", exclude_defaults=True)
-        data["stages"] = [{stage.kind: _plain(stage.options)} for stage in self.stages]
-        if self.sweep:
-            data["sweep"] = {path: _plain(values) for path, values in self.sweep.items()}
-        keys = ("name", "seed", "resources", "model", "stages", "trackers", "sweep")
-        return {key: data[key] for key in keys if key in data}
-
-    def alone(self) -> StackSpec:
-        """Return the stack without its sweep."""
-        return self.model_copy(update={"sweep": {}})
+        data |= {"stages": [{stage.kind: _plain(stage.options)} for stage in self.stages], "sweep": _plain(self.sweep)}
+        return {key: data[key] for key in type(self).model_fields if data.get(key)}
 
     def to_yaml(self) -> str:
         """Return the stack as YAML."""

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from stackloom.core.slots.environment import ToolError
+
 Kind: TypeAlias = Literal["U1", "U2", "U3", "U4", "U5", "T1", "T2", "T3", "T4", "T5", "T6"]
 USER: tuple[Kind, ...] = ("U1", "U2", "U3", "U4", "U5")
 TOOL: tuple[Kind, ...] = ("T1", "T2", "T3", "T4", "T5", "T6")
@@ -26,6 +28,13 @@ RATES = (0.0, 0.05, 0.1, 0.2, 0.3)  # probability that an event is noisy, by lev
 TYPES = (0, 1, 2, 4, len(CATALOGUE))  # how many kinds an attempt meets, by level
 HIGHEST = len(RATES) - 1
 LONGEST_BURST = 3
+
+
+class InjectedFault(ToolError):
+    """A fault that an environment makes on purpose: part of the task, which stays solvable, and so never masked.
+
+    A real failure of the infrastructure is any other exception.
+    """
 
 
 @dataclass(frozen=True)

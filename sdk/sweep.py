@@ -59,8 +59,17 @@ class Axis:
 
     @classmethod
     def of(cls, spec: StackSpec) -> tuple[Axis, ...]:
-        """Return the axes that a stack states itself, under `sweep`."""
-        return tuple(cls(path, tuple(values)) for path, values in spec.to_data().get("sweep", {}).items())
+        """Return the axes that a stack states itself, under `sweep`.
+
+        Raises:
+            ConfigError: an option has no value, or one twice.
+        """
+        axes = [cls(path, tuple(values)) for path, values in spec.to_data().get("sweep", {}).items()]
+        for axis in axes:
+            texts = [json.dumps(value, sort_keys=True) for value in axis.values]
+            if len(set(texts)) < max(1, len(texts)):
+                raise ConfigError("needs at least one value, none of them twice", where=f"sweep.{axis.path}")
+        return tuple(axes)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def points(spec: StackSpec, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[st
         raise ConfigError("an option is swept twice", where="--sweep")
     for chosen in itertools.product(*(axis.values for axis in axes)):
         values = {axis.path: value for axis, value in zip(axes, chosen, strict=True)}
-        data = json.loads(json.dumps(spec.alone().to_data()))
+        data = json.loads(json.dumps(spec.model_copy(update={"sweep": {}}).to_data()))
         for path, value in values.items():
             _put(data, path, value)
         parts = (f"{path.rpartition('.')[2]}={_word(value)}" for path, value in values.items())

@@ -51,13 +51,6 @@ class ToolError(Exception):
     """A tool call that the agent got wrong; the message is shown to it."""
 
 
-class InjectedFault(ToolError):
-    """A fault that an environment makes on purpose: part of the task, which stays solvable, and so never masked.
-
-    A real failure of the infrastructure is any other exception.
-    """
-
-
 class Episode(Protocol):
     """One attempt at a task, with its own state."""
 

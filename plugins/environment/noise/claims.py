@@ -12,11 +12,11 @@ from typing import Any
 
 from stackloom.core.chat import Message
 from stackloom.core.claims import ClaimContext, ClaimResult, Curve, Table
-from stackloom.core.slots.environment import InjectedFault, Task, ToolError
+from stackloom.core.slots.environment import Task, ToolError
 from stackloom.core.statistics import pass_rate
 from stackloom.environments.agent_loop import judge
 from stackloom.environments.domains import domain_names
-from stackloom.environments.tape import CATALOGUE, HIGHEST, RATES
+from stackloom.environments.tape import CATALOGUE, HIGHEST, RATES, InjectedFault
 from stackloom.plugins.environment.noise.noise import Noise, clean, tape_of
 
 TASKS = {"cpu": 60, "cpu-full": 300}

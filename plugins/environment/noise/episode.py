@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from stackloom.core.chat import Message, Tool, ToolCall
-from stackloom.core.slots.environment import Episode, InjectedFault, Reward, ToolError
+from stackloom.core.slots.environment import Episode, Reward, ToolError
 from stackloom.environments.distortions import cut_list, left_out, renamed, wrapped
-from stackloom.environments.tape import LONGEST_BURST, Kind, Tape
+from stackloom.environments.tape import LONGEST_BURST, InjectedFault, Kind, Tape
 from stackloom.environments.users import User
 
 REST = Tool(

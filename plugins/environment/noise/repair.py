@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stackloom.core.chat import Message, ToolCall
-from stackloom.core.slots.environment import InjectedFault, ToolError
+from stackloom.core.slots.environment import ToolError
 from stackloom.environments.distortions import leaves
-from stackloom.environments.tape import LONGEST_BURST
+from stackloom.environments.tape import LONGEST_BURST, InjectedFault
 from stackloom.environments.users import scripted_reply
 from stackloom.environments.wording import Request, question_for
 from stackloom.plugins.environment.noise.episode import REST, NoisyEpisode

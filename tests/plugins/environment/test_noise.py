@@ -9,11 +9,11 @@ import pytest
 
 from stackloom.core.chat import Message, ToolCall
 from stackloom.core.errors import ConfigError, EngineError
-from stackloom.core.slots.environment import InjectedFault, ToolError
+from stackloom.core.slots.environment import ToolError
 from stackloom.environments.agent_loop import judge
 from stackloom.environments.chains import Known
 from stackloom.environments.distortions import altered, cut_list, leaves, left_out, mistyped, renamed, without, wrapped
-from stackloom.environments.tape import CATALOGUE, LONGEST_BURST, TYPES, Tape
+from stackloom.environments.tape import CATALOGUE, LONGEST_BURST, TYPES, InjectedFault, Tape
 from stackloom.environments.users import UNCLEAR, Script, scripted_reply
 from stackloom.plugins.environment.arithmetic.config import ArithmeticConfig
 from stackloom.plugins.environment.domain_graph.config import DomainGraphConfig

@@ -209,13 +209,14 @@ def test_a_stack_states_its_sweep_and_is_planned_without_it(quantizing: StackSpe
     ]
     from stackloom.core import planning
 
-    assert planning.plan(read, registry).digest == planning.plan(read.alone(), registry).digest
+    assert planning.plan(read, registry).digest == planning.plan(read.model_copy(update={"sweep": {}}), registry).digest
 
 
 @pytest.mark.parametrize("values", [[], [1, 1]])
 def test_a_swept_option_has_distinct_values(values: list[int]) -> None:
+    data = {"name": "a", "model": "model.hf", "stages": [{"train": {}}], "sweep": {"seed": values}}
     with pytest.raises(ConfigError, match="at least one value, none of them twice"):
-        StackSpec.from_data({"name": "a", "model": "model.hf", "stages": [{"train": {}}], "sweep": {"seed": values}})
+        sweeps.Axis.of(StackSpec.from_data(data))
 
 
 def test_without_training_a_sweep_compares_evaluations(quantizing: StackSpec, registry, tmp_path: Path) -> None:
