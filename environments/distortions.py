@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -128,6 +129,14 @@ def _filled(value: Any, numbers: tuple[int, int]) -> Any:
     if isinstance(value, dict):
         return {name: _filled(each, numbers) for name, each in value.items()}
     return value.format(*numbers) if isinstance(value, str) else value
+
+
+def parsed(text: str) -> Any:
+    """Return the JSON that a tool answered; None for any other text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def leaves(answer: Any) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 from stackloom.core.slots.environment import ToolError
@@ -55,7 +56,7 @@ class Tape:
     kinds: tuple[Kind, ...]
     key: str
 
-    @property
+    @cached_property
     def active(self) -> tuple[Kind, ...]:
         """The kinds that this tape draws from: as many as its level has, in the catalogue's order."""
         count = min(TYPES[self.level], len(self.kinds))

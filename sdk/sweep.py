@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class Point:
         values: by the axes' paths.
         ending: what it is compared by; None where it did not finish.
         failure: why not.
+        measured: what its last evaluation and quantization measured, as text by name.
     """
 
     label: str
@@ -88,6 +89,7 @@ class Point:
     folder: Path
     ending: Ending | None = None
     failure: str = ""
+    measured: Mapping[str, str] = field(default_factory=dict)
 
 
 def points(spec: StackSpec, axes: Sequence[Axis]) -> Iterator[tuple[str, dict[str, Any], StackSpec]]:
@@ -193,7 +195,7 @@ def sweep(
     from stackloom.registry.discovery import unmet
     from stackloom.report import write_report
     from stackloom.report.comparison import Sweep, write_comparison
-    from stackloom.report.endings import ending
+    from stackloom.report.endings import columns, ending
     from stackloom.report.record import read_run
     from stackloom.run import runner
 
@@ -216,8 +218,8 @@ def sweep(
         except FitError as error:
             first, failure = first or error, error.reason
         write_report(place, registry)
-        ended = None if failure else ending(read_run(place, registry))
-        found.append(Point(label, values, place, ended, failure))
+        made = read_run(place, registry)
+        found.append(Point(label, values, place, None if failure else ending(made), failure, columns(made)))
     numbers = {point.label: point.values[axes[0].path] for point in found}
     numeric = len(axes) == 1 and all(isinstance(value, int | float) for value in numbers.values())
     write_comparison(

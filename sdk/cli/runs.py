@@ -123,8 +123,7 @@ def _sweep(
     executor: str,
     address: str | None,
 ) -> None:
-    from stackloom.report.endings import columns
-    from stackloom.report.record import read_run
+    from stackloom.report.endings import titles
     from stackloom.sweep import PAGE, Axis, as_data, best, sweep
 
     def before(number: int, count: int, label: str) -> None:
@@ -144,7 +143,6 @@ def _sweep(
             executor=executor,
             address=address,
         )
-        measured = {point.label: columns(read_run(point.folder, opened)) for point in found}
     if as_json:
         typer.echo(json.dumps({"event": "finished", "folder": str(place), **as_data(found)}))
         return
@@ -152,13 +150,13 @@ def _sweep(
     if quiet or winner is None or winner.ending is None:
         return
     measure = winner.ending.measure
-    others = [name for name in dict.fromkeys(key for each in measured.values() for key in each) if name != measure]
+    others = titles((point.measured for point in found), {measure})
     rows = [
         [
             point.label,
             "-" if point.ending is None else str(point.ending),
             "best" if point is winner else point.failure,
-            *(measured[point.label].get(name, "-") for name in others),
+            *(point.measured.get(name, "-") for name in others),
         ]
         for point in found
     ]

@@ -134,7 +134,7 @@ class Decoder:
         self._cos = self._sin = torch.empty(0, 1, 0)
         on_gpu = self._embedding.device.type == "cuda"
         self._paged = (on_gpu if paged is None else paged) and not (deterministic or self._hosted)
-        self._graphs = StepGraphs(self._paged_step) if self._paged and graphs and on_gpu else None
+        self._graphs = StepGraphs() if self._paged and graphs and on_gpu else None
 
     @property
     def lengths(self) -> list[int]:
@@ -369,7 +369,7 @@ class Decoder:
         """
         fed = [self._rows[number] for number in rows]
         most = max(len(row.pages) for row in fed)
-        count, step = len(fed), self._graphs or self._paged_step
+        count = len(fed)
         if self._graphs is not None:
             count, most = self._graphs.shape(count, most, self._max_batch)
         empty = count - len(fed)
@@ -385,7 +385,9 @@ class Decoder:
             self._ids([*table, *[0] * (empty * most)]).view(count, most),
             self._ids([*(length + 1 for length in lengths), *[0] * empty]),
         )
-        return step(*arguments)[: len(fed)]
+        if self._graphs is None:
+            return self._paged_step(*arguments)
+        return self._graphs(self._paged_step, *arguments)[: len(fed)]
 
     def _paged_step(
         self, ids_R: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, pages_RP: Tensor, lengths_R: Tensor

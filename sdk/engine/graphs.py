@@ -21,33 +21,37 @@ FEWEST_PAGES = 8  # of a captured table; below it a shape more costs more than e
 
 
 class StepGraphs:
-    """Calls a step through graphs.
+    """Calls one step through graphs. It does not hold the step, whose owner holds these graphs.
 
     Args:
-        step: from tensors to one tensor; reads no other tensors than its arguments and ones that stay where they are,
-            and never waits for the device.
         capture: makes a graph of a step on static arguments.
 
     Example:
-        >>> graphs = StepGraphs(lambda x: 2 * x)  # on a GPU
-        >>> graphs(torch.ones(4, device="cuda"))
+        >>> graphs = StepGraphs()  # on a GPU
+        >>> graphs(lambda x: 2 * x, torch.ones(4, device="cuda"))
         tensor([2., 2., 2., 2.], device='cuda:0')
     """
 
-    def __init__(self, step: Step, capture: Capture | None = None) -> None:
-        self._step, self._capture = step, capture or capture_on_gpu
+    def __init__(self, capture: Capture | None = None) -> None:
+        self._capture = capture or capture_on_gpu
         self._graphs: dict[tuple[Any, ...], tuple[tuple[Tensor, ...], Replay, Tensor]] = {}
 
     def shape(self, rows: int, pages: int, most_rows: int) -> tuple[int, int]:
         """Return the shape at which a step is captured: the next powers of two, at most so many rows."""
         return min(_power_of_two(rows), most_rows), max(FEWEST_PAGES, _power_of_two(pages))
 
-    def __call__(self, *arguments: Tensor) -> Tensor:
-        """Return the step's result, in memory that the next call overwrites."""
+    def __call__(self, step: Step, *arguments: Tensor) -> Tensor:
+        """Return the step's result, in memory that the next call overwrites.
+
+        Args:
+            step: from tensors to one tensor, the same at every call; reads no other tensors than its arguments and ones
+                that stay where they are, and never waits for the device.
+            arguments: of the step.
+        """
         key = tuple((tuple(each.shape), each.dtype) for each in arguments)
         if key not in self._graphs:
             static = tuple(each.clone() for each in arguments)
-            self._graphs[key] = (static, *self._capture(self._step, static))
+            self._graphs[key] = (static, *self._capture(step, static))
         static, replay, result = self._graphs[key]
         for place, each in zip(static, arguments, strict=True):
             place.copy_(each)

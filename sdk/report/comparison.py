@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stackloom.core.errors import ArtifactError
-from stackloom.report.endings import ABOVE, NOTES, Ending, columns, ending
+from stackloom.report.endings import ABOVE, NOTES, Ending, columns, ending, titles
 from stackloom.report.record import RunRecord, Series, StageRecord, read_run
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def write_comparison(
         endings=endings,
         measures={measure: NOTES[measure] for measure in NOTES if measure in measures},
         measured=measured,
-        columns=[
-            name for name in dict.fromkeys(key for each in measured.values() for key in each) if name not in measures
-        ],
+        columns=titles(measured.values(), measures),
         best=min(done, key=lambda label: done[label].rank) if len(measures) == 1 else None,
         times={label: _seconds(run) for label, run in runs.items()},
         peaks={

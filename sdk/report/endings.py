@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +95,11 @@ def columns(run: RunRecord) -> dict[str, str]:
         if quantized.spent.seconds is not None:
             found["seconds to quantize"] = number(quantized.spent.seconds, 3)
     return found
+
+
+def titles(measured: Iterable[Mapping[str, str]], shown: Container[str]) -> list[str]:
+    """Return the names of all that runs measured, in order, but for what is shown already."""
+    return [name for name in dict.fromkeys(key for each in measured for key in each) if name not in shown]
 
 
 def _interval(value: Estimate | None) -> str:

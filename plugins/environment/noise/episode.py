@@ -9,7 +9,7 @@ from typing import Any
 
 from stackloom.core.chat import Message, Tool, ToolCall
 from stackloom.core.slots.environment import Episode, Reward, ToolError
-from stackloom.environments.distortions import cut_list, left_out, renamed, wrapped
+from stackloom.environments.distortions import cut_list, left_out, parsed, renamed, wrapped
 from stackloom.environments.tape import LONGEST_BURST, InjectedFault, Kind, Tape
 from stackloom.environments.users import User
 
@@ -121,7 +121,7 @@ class NoisyEpisode:
             return text
         finally:
             base.restore(now)
-        answer = _json(older)
+        answer = parsed(older)
         if not reads or older == text or not isinstance(answer, dict):
             return text
         self.met.append((call.name, "T5"))
@@ -130,7 +130,7 @@ class NoisyEpisode:
 
     def _distorted(self, call: ToolCall, text: str, kind: Kind, event: str) -> str:
         """Return a noisy answer; one whose form this kind of noise does not know stays as it is."""
-        answer = _json(text)
+        answer = parsed(text)
         if not isinstance(answer, dict):
             return text
         reference = f"rest-{len(self._rest) + 1}"
@@ -172,10 +172,3 @@ class SnapshotNoisyEpisode(NoisyEpisode):
         self.met = [(tool, kind) for tool, kind in met]
         self._older = None if older is None else base64.b64decode(older)
         self.base.restore(world)
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stackloom.core.chat import Message, ToolCall
 from stackloom.core.slots.environment import ToolError
-from stackloom.environments.distortions import leaves
+from stackloom.environments.distortions import leaves, parsed
 from stackloom.environments.tape import LONGEST_BURST, InjectedFault
 from stackloom.environments.users import scripted_reply
 from stackloom.environments.wording import Request, question_for
@@ -96,15 +94,15 @@ class _Attempt:
             text, failed = self._made(call)
             if failed:
                 continue
-            answer = _json(text)
+            answer = parsed(text)
             if isinstance(answer, dict) and "rest" in answer:
                 rest, _ = self._made(ToolCall(REST.name, {"reference": answer["rest"]}, call.id))
-                read |= leaves(_json(rest))
+                read |= leaves(parsed(rest))
             if isinstance(answer, dict) and answer.get("cached") is True:
                 continue
             read |= leaves(text if answer is None else answer)
             break
-        wanted = _json(clean)
+        wanted = parsed(clean)
         if missing := leaves(clean if wanted is None else wanted) - read:
             raise _Lost(f"{call.name} never answers {sorted(missing)[0]!r}")
 
@@ -118,10 +116,3 @@ class _Attempt:
         self.said.append(Message("assistant", "", (call,)))
         self.said.append(Message("tool", text, tool_call_id=call.id, name=call.name))
         return text, failed
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
