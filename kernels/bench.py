@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,7 +31,8 @@ from .selection import KernelError, disagreement, outputs_of
 COLUMNS = ("name", "case", "ratio", "bar", "met", "floor_fraction", "error", "device")
 SAMPLES = 31
 ROTATION_BYTES = {"cuda": 160_000_000, "cpu": 64_000_000}  # more than a cache holds: 50 MB of L2 on an H100
-HEAD_START_CYCLES = 200_000  # per call: about 0.1 ms, longer than it takes Python to launch one
+CYCLES_PER_SECOND = 2e9  # of a device's clock, at most: what the head start is counted in
+MOST_CALLS = {"cpu": 1000, "cuda": 32}  # in a sample; a device's queue is about 1,000 launches long
 SAMPLE_SECONDS = 2e-3  # shorter calls are repeated within a sample until it lasts this long
 
 
@@ -97,26 +98,29 @@ def _row(op: Op, benchmark: Benchmark, device: torch.device, implementation: str
     def ours(*args: Any) -> Any:
         return benchmark.ours(implementation, *args)
 
-    seconds, baseline_seconds, spread = _compare(ours, benchmark.baseline, inputs, device)
-    ratio = baseline_seconds / seconds
+    timing = _compare(ours, benchmark.baseline, inputs, device)
+    ratio = timing.baseline_seconds / timing.seconds
     floor = benchmark.traffic(*inputs[0]) / bandwidth
+    truths = outputs_of(benchmark.truth(*inputs[0]))
+    theirs = outputs_of(benchmark.baseline(*inputs[0]))
+    comparable = [each.shape for each in theirs] == [truth.shape for truth in truths]  # a copy of as many bytes is not
     return {
         "name": op.name,
         "case": benchmark.name,
         "ratio": round(ratio, 4),
         "bar": benchmark.bar,
         "met": None if benchmark.bar is None else ratio >= benchmark.bar,
-        "floor_fraction": round(floor / seconds, 4),
-        "error": _error(ours, benchmark, inputs[0]),
+        "floor_fraction": round(floor / timing.seconds, 4),
+        "error": _error(outputs_of(ours(*inputs[0])), truths),
         "device": _device_name(device),
-        "baseline_error": _error(benchmark.baseline, benchmark, inputs[0])
-        if _same_result(benchmark, inputs[0])
-        else None,
+        "baseline_error": _error(theirs, truths) if comparable else None,
         "implementation": implementation,
         "baseline": benchmark.baseline_name,
-        "median_us": round(seconds * 1e6, 2),
-        "baseline_median_us": round(baseline_seconds * 1e6, 2),
-        "spread": round(spread, 4),
+        "median_us": round(timing.seconds * 1e6, 2),
+        "baseline_median_us": round(timing.baseline_seconds * 1e6, 2),
+        "launch_us": round(timing.launch * 1e6, 2) if device.type == "cuda" else None,
+        "baseline_launch_us": round(timing.baseline_launch * 1e6, 2) if device.type == "cuda" else None,
+        "spread": round(timing.spread, 4),
         "samples": SAMPLES,
         "rotation": len(inputs),
         "copy_gb_per_s": round(bandwidth / 1e9, 2),
@@ -126,35 +130,69 @@ def _row(op: Op, benchmark: Benchmark, device: torch.device, implementation: str
     }
 
 
+class Timing(NamedTuple):
+    """Median seconds per call, and on CUDA the seconds of Python that launch one.
+
+    ``spread`` is the distance of one baseline median from another, relative to that one.
+    """
+
+    seconds: float
+    baseline_seconds: float
+    spread: float
+    launch: float
+    baseline_launch: float
+
+
 def _compare(
     ours: Callable[..., Any], baseline: Callable[..., Any], inputs: list[tuple[Any, ...]], device: torch.device
-) -> tuple[float, float, float]:
-    """Median seconds per call of ours and of the baseline, sampled baseline, ours, baseline in turn, and the spread.
-
-    The spread is the distance of the first baseline's median from the second's, relative to the second.
-    """
+) -> Timing:
+    """Sample baseline, ours and the baseline again in turn."""
     turns = (baseline, ours, baseline)
     supply = cycle(inputs)
     for function in turns:  # compile, autotune, allocate
         function(*next(supply))
-    repeats = [_repeats(function, supply, device) for function in turns]
+    launches = [_launch_seconds(function, supply, device) for function in turns]
+    repeats = [_repeats(function, supply, device, launch) for function, launch in zip(turns, launches, strict=True)]
     samples: list[list[float]] = [[], [], []]
     for _ in range(SAMPLES):
-        for function, count, series in zip(turns, repeats, samples, strict=True):
-            series.append(_sample(function, supply, count, device))
+        for function, count, launch, series in zip(turns, repeats, launches, samples, strict=True):
+            series.append(_sample(function, supply, count, device, launch))
     first, our_median, second = map(statistics.median, samples)
-    return our_median, statistics.median(samples[0] + samples[2]), abs(first - second) / second
+    both = statistics.median(samples[0] + samples[2])
+    return Timing(our_median, both, abs(first - second) / second, launches[1], launches[0])
 
 
-def _repeats(function: Callable[..., Any], supply: Iterator[tuple[Any, ...]], device: torch.device) -> int:
-    once = min(_sample(function, supply, 1, device) for _ in range(3))
-    return max(1, min(1000, round(SAMPLE_SECONDS / once)))
+def _launch_seconds(function: Callable[..., Any], supply: Iterator[tuple[Any, ...]], device: torch.device) -> float:
+    """What a call keeps Python busy for on CUDA: the median of five."""
+    if device.type == "cpu":
+        return 0.0
+    seconds = []
+    for args in (next(supply) for _ in range(5)):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        function(*args)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
-def _sample(function: Callable[..., Any], supply: Iterator[tuple[Any, ...]], count: int, device: torch.device) -> float:
+def _repeats(
+    function: Callable[..., Any], supply: Iterator[tuple[Any, ...]], device: torch.device, launch: float
+) -> int:
+    once = min(_sample(function, supply, 1, device, launch) for _ in range(3))
+    return max(1, min(MOST_CALLS[device.type], round(SAMPLE_SECONDS / once)))
+
+
+def _sample(
+    function: Callable[..., Any],
+    supply: Iterator[tuple[Any, ...]],
+    count: int,
+    device: torch.device,
+    launch: float = 0.0,
+) -> float:
     """Seconds per call over ``count`` calls, each on the next inputs of the rotation.
 
-    On CUDA the device first waits a while, so that the calls queue up and what is timed is the device, not Python.
+    On CUDA the device first waits for twice as long as Python needs to launch them, so that the calls queue up and what
+    is timed is the device, not Python.
     """
     batches = [next(supply) for _ in range(count)]
     if device.type == "cpu":
@@ -164,7 +202,7 @@ def _sample(function: Callable[..., Any], supply: Iterator[tuple[Any, ...]], cou
         return (time.perf_counter() - start) / count
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
-    torch.cuda._sleep(HEAD_START_CYCLES * count)
+    torch.cuda._sleep(round(2 * launch * count * CYCLES_PER_SECOND))
     begin.record()
     for args in batches:
         function(*args)
@@ -191,16 +229,9 @@ def _copy_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / best
 
 
-def _error(function: Callable[..., Any], benchmark: Benchmark, args: tuple[Any, ...]) -> float:
+def _error(outputs: tuple[torch.Tensor, ...], truths: tuple[torch.Tensor, ...]) -> float:
     """The largest error among the outputs, against float64."""
-    outputs, truths = outputs_of(function(*args)), outputs_of(benchmark.truth(*args))
     return max(disagreement(output, truth) for output, truth in zip(outputs, truths, strict=True))
-
-
-def _same_result(benchmark: Benchmark, args: tuple[Any, ...]) -> bool:
-    """Whether the baseline computes the same thing; a copy of as many bytes does not, and has no error to report."""
-    outputs, truths = outputs_of(benchmark.baseline(*args)), outputs_of(benchmark.truth(*args))
-    return [output.shape for output in outputs] == [truth.shape for truth in truths]
 
 
 def _device_name(device: torch.device) -> str:

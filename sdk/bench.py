@@ -39,7 +39,9 @@ def run(names: Sequence[str], *, device: str = "cpu", quick: bool = False) -> Ro
     rows: Rows = []
     ops = _ops()
     for name in names:
-        if name in _PLANES:
+        if name == "engine" and device == "cuda":
+            rows += _engine_on_gpu(quick)
+        elif name in _PLANES:
             rows += _PLANES[name](quick)
         elif name in ops:
             rows += _bench_op(name, device, quick)
@@ -176,6 +178,19 @@ def _engine(quick: bool) -> Rows:
         from stackloom.engine_bench import run as measure
     except ModuleNotFoundError as cause:
         raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[train]'") from None
+    return list(measure(quick=quick))
+
+
+def _engine_on_gpu(quick: bool) -> Rows:
+    """Our engine against transformers.generate on models of random weights; needs stackloom[train] and a GPU."""
+    try:
+        import torch
+
+        from stackloom.engine_gpu_bench import run as measure
+    except ModuleNotFoundError as cause:
+        raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[train]'") from None
+    if not torch.cuda.is_available():
+        raise ConfigError("torch sees no CUDA device here", where="--device", fix="--device cpu")
     return list(measure(quick=quick))
 
 

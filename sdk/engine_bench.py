@@ -97,7 +97,7 @@ def measure(
     ]
     for call in calls:
         call()
-    seconds = [[_seconds(call) for call in calls] for _ in range(rounds)]
+    seconds = [[seconds_of(call) for call in calls] for _ in range(rounds)]
     engine.close()
     ours, baseline, plain, packed = (list(column) for column in zip(*seconds, strict=True))
     lowest = [min(pair) for pair in zip(plain, packed, strict=True)]
@@ -125,7 +125,7 @@ def measure(
         "spread": round(statistics.median(abs(a / b - 1) for a, b in pairwise(baseline)), 3),
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -166,7 +166,7 @@ def quantized(
         agreement = compare(small, exact, prompts, ours.generate_all(requests))
         baseline.generate_all(requests)
         seconds = [
-            [_seconds(lambda: ours.generate_all(requests)), _seconds(lambda: baseline.generate_all(requests))]
+            [seconds_of(lambda: ours.generate_all(requests)), seconds_of(lambda: baseline.generate_all(requests))]
             for _ in range(rounds)
         ]
     kept = "head kept" if exclude else "head too"
@@ -198,7 +198,7 @@ def shared_prompt(
 
         agreement = compare(model, exact, alike, think(alike))
         think(apart)
-        seconds = [[_seconds(lambda: think(alike)), _seconds(lambda: think(apart))] for _ in range(rounds)]
+        seconds = [[seconds_of(lambda: think(alike)), seconds_of(lambda: think(apart))] for _ in range(rounds)]
     dtype = str(model.dtype).removeprefix("torch.")
     case = f"SmolLM2-135M {dtype}, {THINKERS} thinkers over one prompt of {SHARED}, {new_tokens} new tokens"
     return _row(case, None, seconds, THINKERS * new_tokens) | {"error": round(agreement.error, 5)}
@@ -223,11 +223,12 @@ def _row(case: str, bar: float | None, seconds: Sequence[Sequence[float]], token
         "spread": round(statistics.median(abs(a / b - 1) for a, b in pairwise(baseline)), 3),
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return what a figure depends on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -274,8 +275,8 @@ def compare(
     theirs: list[Tensor] = []
     close_calls = 0
     for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        ids_T = torch.tensor([*prompt, *completion.token_ids])
-        chosen_T1 = torch.tensor(completion.token_ids)[:, None]
+        ids_T = torch.tensor([*prompt, *completion.token_ids], device=model.device)
+        chosen_T1 = torch.tensor(completion.token_ids, device=model.device)[:, None]
         with torch.inference_mode():
             logits_TV, exact_TV = (
                 which(ids_T[None, :-1], use_cache=False, logits_to_keep=len(chosen_T1)).logits[0].to(exact.dtype)
@@ -291,7 +292,7 @@ def compare(
                 where="engine",
             )
         close_calls += int((chosen_T1[:, 0] != logits_TV.argmax(-1)).sum())
-        truth_T, theirs_T = (w.log_softmax(-1).gather(1, chosen_T1)[:, 0].double() for w in (exact_TV, logits_TV))
+        truth_T, theirs_T = (w.log_softmax(-1).gather(1, chosen_T1)[:, 0].double().cpu() for w in (exact_TV, logits_TV))
         ours.append(torch.tensor(completion.logprobs, dtype=torch.float64) - truth_T)
         theirs.append(theirs_T - truth_T)
     error, baseline_error = (float(torch.cat(part).square().mean().sqrt()) for part in (ours, theirs))
@@ -310,6 +311,7 @@ def generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_token
     longest = max(map(len, prompts))
     ids_NT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask_NT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    ids_NT, mask_NT = ids_NT.to(model.device), mask_NT.to(model.device)
     make: Any = transformers.GenerationConfig
     options = make(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
     options.eos_token_id = None
@@ -365,7 +367,8 @@ def _product(modules: list[nn.Linear], prepacked: bool) -> Callable[[Tensor], Te
     return lambda x: linear(x, weight)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return what a call takes on the wall."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

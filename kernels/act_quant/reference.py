@@ -24,7 +24,8 @@ def quantize(x: torch.Tensor, scale: torch.Tensor | None) -> tuple[torch.Tensor,
     largest = wide.abs().amax(-1, keepdim=True)
     finite = largest <= torch.finfo(torch.float32).max  # False for NaN
     if scale is None:
-        steps = (largest / LARGEST).clamp_min(SMALLEST_SCALE)
+        divisor = torch.full_like(largest, LARGEST)  # a number is no divisor on CUDA: its reciprocal is a factor
+        steps = (largest / divisor).clamp_min(SMALLEST_SCALE)
     else:
         steps = scale.to(torch.float32).reshape(()).expand(largest.shape)
     rounded = torch.round(wide / steps).clamp_(-LARGEST, LARGEST)

@@ -146,6 +146,19 @@ def _transposes_commute(device: torch.device, implementation: str) -> None:
     _expect(torch.equal(one, two.mT), "the transpose's result is the result's transpose")
 
 
+def _tilings_agree(device: torch.device, implementation: str) -> None:
+    if implementation != "triton":
+        return
+    from . import triton as kernels
+
+    sizes = (2, 150, 100) if device.type == "cpu" else (2, 400, 1000)  # interpreted tiles take their time
+    A = torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    first, *others = (kernels.symmetric_product(A, A, None, 1.0, 0.0, config) for config in kernels.CONFIGS)
+    for other, config in zip(others, kernels.CONFIGS[1:], strict=True):
+        if not torch.equal(first, other):
+            raise ContractViolation(f"tiling {config.name} gives other bits than {kernels.CONFIGS[0].name}")
+
+
 def _result_is_symmetric(device: torch.device, implementation: str) -> None:
     A = _numbers(2, 70, 40, dtype=torch.bfloat16).to(device)
     S = symmetric_product(A, A, implementation=implementation).float()
@@ -237,6 +250,7 @@ CONTRACT = Contract(
         "a stack is its matrices": _a_stack_is_its_matrices,
         "transposes commute": _transposes_commute,
         "a Gram matrix is symmetric": _result_is_symmetric,
+        "every tiling gives the same bits": _tilings_agree,
     },
     library_calls=_library_calls,
     benchmarks=(

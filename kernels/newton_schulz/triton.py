@@ -1,16 +1,15 @@
 """Symmetric matrix products in Triton: only the tiles on and below the diagonal are computed, the rest is mirrored.
 
 Shapes: E matrices, M rows, K columns. A program owns one BLOCK x BLOCK tile (row, column) of the lower triangle of one
-    matrix; it
-accumulates in float32, rounds once, and stores the tile and its transpose. The tiling depends on M alone, never on a
-timing, so that the order of every sum is the same wherever the same binary runs. The general product that applies a
-polynomial to X is torch's (cuBLAS).
+matrix; it accumulates in float32, rounds once, and stores the tile and its transpose. On a device the tiling is the
+fastest of a few whose sums have one order, so that the bits do not depend on it (a law of the contract). The general
+product that applies a polynomial to X is torch's (cuBLAS).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -18,32 +17,31 @@ import triton.language as tl
 
 from ..contract import CompileTarget
 from ..selection import Support
+from ..tooling.autotune import KernelConfig, tuned
 from ..tooling.device_support import triton_can_run
 from . import iteration
 
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-class Tile(NamedTuple):
-    """Side of the square tile, step along K, warps that share it, and pipelining depth."""
-
-    block: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-SMALL, LARGE = Tile(64, 64, 4, 4), Tile(128, 64, 8, 4)
 ALIGNMENT = 16
-LARGE_FROM = 1024  # rows from which one matrix alone has more large tiles than a quarter of the device has processors
+CONFIGS = (
+    KernelConfig("64x64x64", {"BLOCK": 64, "BLOCK_K": 64}, 4, 4),
+    KernelConfig("128x128x64 4 warps", {"BLOCK": 128, "BLOCK_K": 64}, 4, 3),
+    KernelConfig("128x128x64 shallow", {"BLOCK": 128, "BLOCK_K": 64}, 8, 3),
+    KernelConfig("128x128x64", {"BLOCK": 128, "BLOCK_K": 64}, 8, 4),
+)
 
 
+@tuned(CONFIGS, reference="64x64x64", key=("M", "K"))
 @triton.jit
 def _symmetric_product_kernel(
     a_ptr, b_ptr, addend_ptr, out_ptr,
-    M, K, tiles, a_stride_e, a_stride_m, b_stride_e, b_stride_m, addend_stride_e, addend_stride_m, alpha, beta,
-    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HAS_ADDEND: tl.constexpr,
+    M, K, a_stride_e, a_stride_m, b_stride_e, b_stride_m, addend_stride_e, addend_stride_m, alpha, beta,
+    HAS_ADDEND: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
+    side = tl.cdiv(M, BLOCK)
+    tiles = side * (side + 1) // 2
     matrix = (tl.program_id(0) // tiles).to(tl.int64)  # int64: matrix * stride passes 2^31
     tile = tl.program_id(0) % tiles
     row = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
@@ -75,11 +73,6 @@ def _symmetric_product_kernel(
         tl.store(mirrored, tl.trans(result), mask=(columns < M)[:, None] & (rows < M)[None, :])
 
 
-def tile_for(rows: int) -> Tile:
-    """The tiling for matrices of that many rows."""
-    return LARGE if rows >= LARGE_FROM else SMALL
-
-
 def supports(function: str, *args: Any) -> Support:
     """bfloat16 or float16 products, all on one device on which Triton runs; any sizes, any strides."""
     tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
@@ -102,16 +95,26 @@ def _aligned(tensor: torch.Tensor, *sizes: int) -> torch.Tensor:
     return copy
 
 
+def _triangle(side: int) -> int:
+    return side * (side + 1) // 2
+
+
 def _round_up(size: int) -> int:
     return triton.cdiv(size, ALIGNMENT) * ALIGNMENT
 
 
 def symmetric_product(
-    A_EMK: torch.Tensor, B_EMK: torch.Tensor, addend_EMM: torch.Tensor | None, alpha: float, beta: float
+    A_EMK: torch.Tensor,
+    B_EMK: torch.Tensor,
+    addend_EMM: torch.Tensor | None,
+    alpha: float,
+    beta: float,
+    config: KernelConfig | None = None,
 ) -> torch.Tensor:
     """As ``reference.symmetric_product``, from half of the multiplications; the upper triangle mirrors the lower one.
 
     Sizes are padded to multiples of 16 first: rows that are aligned to nothing cost more registers than there are.
+    With a ``config`` that tiling runs, else the fastest.
     """
     matrices, rows, columns = A_EMK.shape
     M, K = _round_up(rows), _round_up(columns)
@@ -119,13 +122,15 @@ def symmetric_product(
     if out.numel():
         A, B = _aligned(A_EMK, M, K), _aligned(B_EMK, M, K)
         addend = out if addend_EMM is None else _aligned(addend_EMM, M, M)
-        tile = tile_for(rows)
-        side = triton.cdiv(M, tile.block)
-        tiles = side * (side + 1) // 2
-        _symmetric_product_kernel[(matrices * tiles,)](
-            A, B, addend, out, M, K, tiles, *A.stride()[:2], *B.stride()[:2], *addend.stride()[:2], alpha, beta,
-            BLOCK=tile.block, BLOCK_K=tile.block_k, HAS_ADDEND=addend_EMM is not None,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+        kernel: Any = _symmetric_product_kernel if config is None else _symmetric_product_kernel.kernel
+        given: dict[str, Any] = (
+            {}
+            if config is None
+            else {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages}
+        )
+        kernel[lambda constants: (matrices * _triangle(triton.cdiv(M, constants["BLOCK"])),)](
+            A, B, addend, out, M, K, *A.stride()[:2], *B.stride()[:2], *addend.stride()[:2], alpha, beta,
+            HAS_ADDEND=addend_EMM is not None, **given,
         )
     return out if rows == M else out[:, :rows, :rows].contiguous()
 
@@ -142,15 +147,15 @@ def orthogonalize(
 
 
 def compile_targets() -> Iterator[CompileTarget]:
-    """Both tilings, with and without an addend; rows are always aligned."""
+    """Every tiling, with and without an addend; rows are always aligned."""
+    m, k = 4096, 8192
     for dtype in DTYPES:
-        for tile, m in ((SMALL, 512), (LARGE, 4096)):
+        for config in CONFIGS:
             for has_addend in (False, True):
                 name, kind = str(dtype).removeprefix("torch."), "with addend" if has_addend else "product"
-                k = 2 * m
                 yield CompileTarget(
-                    _symmetric_product_kernel, f"{tile.block}x{tile.block}x{tile.block_k} {name} {kind}",
-                    (dtype, dtype, dtype, dtype, m, k, 36, m * k, k, m * k, k, m * m, m, 1.5, -2.5),
-                    {"BLOCK": tile.block, "BLOCK_K": tile.block_k, "HAS_ADDEND": has_addend},
-                    tile.num_warps, tile.num_stages, ("HGMMA",),
+                    _symmetric_product_kernel.kernel, f"{config.name} {name} {kind}",
+                    (dtype, dtype, dtype, dtype, m, k, m * k, k, m * k, k, m * m, m, 1.5, -2.5),
+                    {"HAS_ADDEND": has_addend, **config.constants},
+                    config.num_warps, config.num_stages, ("HGMMA",),
                 )

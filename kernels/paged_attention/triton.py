@@ -22,8 +22,8 @@ from ..tooling.device_support import triton_can_run
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 256
 QUERIES = 16  # the fewest rows of a product on tensor cores
-PROGRAMS = 264  # two for each processor of an H100
-MOST_PARTS = 64
+PROGRAMS = 528  # four for each processor of an H100: a step waits for its page's number, then for the page
+MOST_PARTS = 128
 
 
 @triton.jit

@@ -39,7 +39,7 @@ class HostedAttention(nn.Module):
             EngineError: a cached forward pass that needs gradients on top of earlier tokens.
             ConfigError: the cache was filled by another model.
         """
-        if position_ids is not None and hasattr(self.mixer, "packed"):
+        if position_ids is not None and len(hidden_states) == 1 and hasattr(self.mixer, "packed"):
             starts = (position_ids[0] == 0).nonzero().flatten()
             if len(starts) > 1:  # `guard` saw to one row, and no cache
                 return self.mixer.packed(hidden_states, starts), None

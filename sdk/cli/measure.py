@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     names: list[str] = typer.Argument(None, help="Families to run; none lists them."),
-    device: str = typer.Option("cpu", help="cpu or cuda, for ops."),
+    device: str = typer.Option("cpu", help="cpu or cuda, for ops and the engine."),
     quick: bool = typer.Option(
         False, "--quick", help="Fewer sizes and repetitions: a smoke test, not a figure to quote."
     ),

@@ -33,7 +33,7 @@ class StepGraphs:
     """
 
     def __init__(self, capture: Capture | None = None) -> None:
-        self._capture = capture or capture_on_gpu
+        self._capture = capture or GpuCapture()
         self._graphs: dict[tuple[Any, ...], tuple[tuple[Tensor, ...], Replay, Tensor]] = {}
 
     def shape(self, rows: int, pages: int, most_rows: int) -> tuple[int, int]:
@@ -64,19 +64,26 @@ class StepGraphs:
         return len(self._graphs)
 
 
-def capture_on_gpu(step: Step, static: Sequence[Tensor]) -> tuple[Replay, Tensor]:
-    """Capture a step on a stream of its own, and return its replay and where the result will lie."""
-    make: Any = torch.cuda.Stream
-    stream = make()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            step(*static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = step(*static)
-    return graph.replay, result
+class GpuCapture:
+    """Captures steps on a stream of their own. Its graphs share memory: one step's result is gone after the next."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, step: Step, static: Sequence[Tensor]) -> tuple[Replay, Tensor]:
+        """Capture a step, and return its replay and where the result will lie."""
+        make: Any = torch.cuda.Stream
+        stream = make()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                step(*static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = step(*static)
+        self._pool = graph.pool()
+        return graph.replay, result
 
 
 def _power_of_two(count: int) -> int:

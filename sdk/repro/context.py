@@ -30,7 +30,7 @@ class Watcher:
         """Something moved; may be dropped."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Workbench:
     """Implements `core.claims.ClaimContext` for one claim.
 
