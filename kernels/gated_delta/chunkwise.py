@@ -1,8 +1,9 @@
 """The gated delta rule chunk by chunk in plain torch, with its explicit backward: the kernels' reference, and what
 a CPU trains with.
 
-Equations are those of the paper page: 2.7 forward, 2.8 backward, 3.2 exponents. Nothing ever forms e^(-G), so no decay
-overflows.
+Equations are those of the paper page: 2.7 forward, 2.8 backward, 3.2 exponents. Where the decay within blocks of 16
+tokens is mild, the factors of a block's pairs are formed about its middle, e^(G_r - m) and e^(m - G_i), and its pairs
+are products; where it is not, nothing ever forms e^(-G), so no decay overflows. Which it is depends on the chunk alone.
 
 Shape legend: C tokens of a chunk, M = chunks x heads, K key width, V value width, N sequences. Chunks lie in the order
 (number within its sequence, sequence), longest sequence first, so that the chunks that can run together are neighbours.
@@ -21,6 +22,7 @@ from .reference import bounds
 
 CHUNK = 64
 BLOCK = 8  # rows whose pairwise exponents are formed one by one; on a CPU 8 beats the 16 that tensor cores want
+MILD_BLOCK, MILD = 16, 40.0  # nats that any channel may decay by within so many tokens: no factor passes e^20
 SLAB_BYTES = 4 << 20  # of pairwise exponents at a time: they stay in the cache
 
 
@@ -105,7 +107,40 @@ def pair_products(q: Tensor, k: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
     if G.dim() == 2:
         ratio = (G[:, :, None] - G[:, None]).masked_fill(~_below(CHUNK, G.device), -torch.inf).exp()
         return (q @ k.mT) * ratio, (k @ k.mT) * ratio
-    return _in_slabs(_pair_products, k.shape[-1], q, k, G)  # type: ignore[return-value]
+    return _by_decay(_mild_pair_products, _pair_products, q, k, G)  # type: ignore[return-value]
+
+
+def _by_decay(
+    mild: Callable[..., tuple[Tensor, ...]], any_: Callable[..., tuple[Tensor, ...]], *tensors: Tensor
+) -> tuple[Tensor, ...]:
+    """Apply ``mild`` to the chunks of mild decay and ``any_`` to the others; the decay is the last tensor."""
+    G = tensors[-1]
+    chosen = (G[:, ::MILD_BLOCK] - G[:, MILD_BLOCK - 1 :: MILD_BLOCK] <= MILD).all(-1).all(-1)  # False for NaN
+    count = int(chosen.sum())
+    if count == len(G):
+        return mild(*tensors)
+    if count == 0:
+        return _in_slabs(any_, G.shape[-1], *tensors)
+    some = mild(*(x[chosen] for x in tensors))
+    others = _in_slabs(any_, G.shape[-1], *(x[~chosen] for x in tensors))
+    order = torch.cat((chosen.nonzero(), (~chosen).nonzero())).flatten().argsort()
+    return tuple(torch.cat(pair)[order] for pair in zip(some, others, strict=True))
+
+
+def _middle(G: Tensor, start: int, stop: int) -> Tensor:
+    """Half way between the first row of a block and its last, (M, 1, K)."""
+    return (G[:, start : start + 1] + G[:, stop - 1 : stop]) / 2
+
+
+def _mild_pair_products(q: Tensor, k: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+    A, L = (q.new_zeros(len(q), CHUNK, CHUNK) for _ in range(2))
+    for start in range(0, CHUNK, MILD_BLOCK):
+        stop = start + MILD_BLOCK
+        middle = _middle(G, start, stop)
+        down, columns = (G[:, start:stop] - middle).exp(), (k[:, :stop] * (middle - G[:, :stop]).exp()).mT
+        A[:, start:stop, :stop] = (q[:, start:stop] * down) @ columns
+        L[:, start:stop, :stop] = (k[:, start:stop] * down) @ columns
+    return A.tril(), L.tril()
 
 
 def _pair_products(q: Tensor, k: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +182,21 @@ def pair_gradients(dA: Tensor, dL: Tensor, q: Tensor, k: Tensor, G: Tensor) -> t
         ratio = (G[:, :, None] - G[:, None]).masked_fill(~_below(CHUNK, G.device), -torch.inf).exp()
         dA, dL = dA * ratio, dL * ratio
         return dA @ k, dL @ k, dA.mT @ q + dL.mT @ k
-    return _in_slabs(_pair_gradients, k.shape[-1], dA, dL, q, k, G)  # type: ignore[return-value]
+    return _by_decay(_mild_pair_gradients, _pair_gradients, dA, dL, q, k, G)  # type: ignore[return-value]
+
+
+def _mild_pair_gradients(dA: Tensor, dL: Tensor, q: Tensor, k: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    row_q, row_k, column = (torch.empty_like(k) for _ in range(3))
+    for start in range(0, CHUNK, MILD_BLOCK):
+        stop = start + MILD_BLOCK
+        here, middle = slice(start, stop), _middle(G, start, stop)
+        down, up = (G[:, start:] - middle).exp(), (middle - G[:, :stop]).exp()
+        columns = k[:, :stop] * up
+        row_q[:, here] = (dA[:, here, :stop] @ columns) * down[:, :MILD_BLOCK]
+        row_k[:, here] = (dL[:, here, :stop] @ columns) * down[:, :MILD_BLOCK]
+        back = dA[:, start:, here].mT @ (q[:, start:] * down) + dL[:, start:, here].mT @ (k[:, start:] * down)
+        column[:, here] = back * up[:, start:]
+    return row_q, row_k, column
 
 
 def _pair_gradients(dA: Tensor, dL: Tensor, q: Tensor, k: Tensor, G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
