@@ -152,7 +152,7 @@ class CompileTarget:
         args: positional arguments; a ``torch.dtype`` stands for a 16-byte aligned pointer to that type.
         constants: the constexpr arguments by name.
         num_warps: warps per program.
-        num_stages: software pipelining depth.
+        num_stages: software pipelining depth; Triton's own default where a launch says nothing.
         sass: instruction prefixes that must occur in the machine code ("IGMMA", "LDG.E.128").
     """
 
@@ -161,7 +161,7 @@ class CompileTarget:
     args: tuple[Any, ...]
     constants: Mapping[str, Any]
     num_warps: int = 4
-    num_stages: int = 1
+    num_stages: int = 3
     sass: tuple[str, ...] = field(default=())
 
 

@@ -54,7 +54,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     rows = []
     for shape in shapes:
         model, exact = _models(SHAPES[shape], 0)
-        rows += [measure(shape, model, exact, batch, 32 if quick else 128, bandwidth) for batch in BATCHES]
+        rows += [measure(shape, model, exact, batch, 32 if quick else 64, bandwidth) for batch in BATCHES]
     return rows
 
 

@@ -30,7 +30,8 @@ def inputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Unit queries, gated keys, values, log decay and a state, as a layer makes them.
 
-    ``gates``: ``"channel"``, ``"head"`` for one decay per head, or ``"closing"``: one in ten is -269.
+    ``gates``: ``"channel"``, ``"head"`` for one decay per head, ``"closing"``: one in ten is -269, or ``"begin"``: -30
+    in the first channels of the first 20 tokens.
     """
     draw = functools.partial(_draw, device=device)
     q, k = (normalize(draw(B, T, H, K, seed=seed)) for seed in (0, 1))
@@ -38,6 +39,8 @@ def inputs(
     g = -0.3 * draw(*(B, T, H, K)[: 3 if gates == "head" else 4], seed=3).abs()
     if gates == "closing":
         g = torch.where(draw(B, T, H, K, seed=6) > 1.28, -269.0, g)
+    if gates == "begin":
+        g[:, :20, :, :8] = -30.0
     precise = accumulation_dtype(dtype)
     state = draw(sequences or B, H, K, V, seed=4).to(precise)
     return q.to(dtype), k.to(dtype), draw(B, T, H, V, seed=5).to(dtype), g.to(precise), state
@@ -83,6 +86,8 @@ def _cases() -> tuple[Case, ...]:
         Case("17 tokens float64", "chunk", _rule(2, 17, 2, 8, 5, dtype=torch.float64)),
         Case("one decay per head, no state", "chunk", _rule(1, 70, 1, 16, 16, gates="head", state=False)),
         Case("gates of -269", "chunk", _rule(1, 66, 1, 16, 16, gates="closing")),
+        Case("steep decay in some blocks", "chunk", _rule(1, 50, 1, 20, 16, gates="begin")),
+        Case("steep decay in some channels", "chunk", _rule(1, 40, 1, 80, 16, dtype=HALF, gates="begin")),
         Case("packed sequences of 5, 66 and 1 tokens", "chunk", _rule(1, 72, 1, 16, 16, edges=(0, 5, 71, 72))),
         Case("strided amid NaN", "chunk", _rule(1, 33, 1, 16, 16, view=poisoned_view)),
         Case("recurrent float32", "recurrent", _rule(2, 9, 1, 20, 24), quick=True),

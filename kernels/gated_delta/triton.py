@@ -28,6 +28,7 @@ C, R = 64, 16  # tokens of a chunk, and of a block within it
 # Widest heads that a sweep over chunks holds in registers without spills. Other kernels take any width.
 WIDEST = {"chunk": (128, 64), "recurrent": (128, 128), "backward": (128, 32)}  # in bfloat16; in float32 and float16
 WARPS = 4
+ALONE = 1  # warp, of the kernel that solves row by row
 PAIRED = 16  # channels at a time where all pairs of a block are formed: R x R x PAIRED numbers in registers
 FEW_STATES = 132  # with fewer (sequence, head) pairs than an H100 has processors, value columns are cut finer
 
@@ -93,13 +94,24 @@ def _sweep(K: int, V: int, states: int, precise: bool, backward: bool) -> tuple[
     """Columns of the state that a program carries from chunk to chunk, and its warps: what fits the registers."""
     wide = _padded(K) == 128
     most = (16 if precise else 32) if backward else (32 if precise or wide else 64)
-    return min(_padded(V), most if states >= FEW_STATES else min(most, 32)), 8 if wide else 4
+    return min(_padded(V), most if states >= FEW_STATES else min(most, 32)), 8 if wide and (backward or precise) else 4
+
+
+def _depth(precise: bool) -> tuple[int, int]:
+    """Warps that share a small tile, and how deep loops over few tiles are pipelined: as timed on an H200 in bfloat16;
+    float32 has fewer registers to spare."""
+    return (WARPS, 3) if precise else (2, 2)
+
+
+def _ahead(precise: bool) -> int:
+    """Stages of the forward sweep; in float32 a second one spills."""
+    return 1 if precise else 3
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Shapes and tiles of one call. BK and BV are tiles of products, KP the state's rows; a program of SW warps
-    carries SV columns of it forward, and SB of them backward."""
+    """Shapes and tiles of one call. BK and BV are tiles of products, KP the state's rows; a program carries SV columns
+    of it forward on SW warps, and SB backward on BW. N warps share a small tile, and loops are D stages deep."""
 
     B: int
     T: int
@@ -111,8 +123,11 @@ class _Sizes:
     BV: int
     KP: int
     SV: int
-    SB: int
     SW: int
+    SB: int
+    BW: int
+    N: int
+    D: int
 
     @classmethod
     def of(cls, q: Tensor, v: Tensor, sequences: int) -> _Sizes:
@@ -121,7 +136,8 @@ class _Sizes:
         tile, states = 32 if _precise(q) else 64, sequences * H
         return cls(
             B, T, H, K, V, _precise(q), min(_padded(K), tile), min(_padded(V), tile), _padded(K),
-            _sweep(K, V, states, _precise(q), False)[0], *_sweep(K, V, states, _precise(q), True),
+            *_sweep(K, V, states, _precise(q), False), *_sweep(K, V, states, _precise(q), True),
+            *_depth(_precise(q)),
         )  # fmt: skip
 
 
@@ -143,19 +159,25 @@ def _forward(
     )
     A, L, T = _empty(q, C, operand), _empty(q, C, torch.float32), _empty(q, C, torch.float32)
     forwards.pairs_kernel[count * (C // R), H](
-        q, k, G, A, L, *places, H, K, scale, PRECISE=size.precise, BK=PAIRED, C=C, R=R, num_warps=WARPS
-    )
-    forwards.inverse_kernel[count, H](L, T, *places, H, C=C, R=R, num_warps=WARPS)
+        q, k, G, A, L, *places, H, K, scale,
+        PRECISE=size.precise, KP=size.KP, BK=size.BK, C=C, R=R, num_warps=WARPS, num_stages=2,
+    )  # fmt: skip
+    forwards.steep_pairs_kernel[count * (C // R), H](
+        q, k, G, A, L, *places, H, K, scale,
+        PRECISE=size.precise, KP=size.KP, BK=PAIRED, C=C, R=R, num_warps=size.N,
+    )  # fmt: skip
+    forwards.inverse_kernel[count, H](L, T, *places, H, C=C, R=R, num_warps=ALONE)
     W, U = _empty(q, K, operand), _empty(q, V, operand)
     forwards.wy_kernel[count, H](
-        k, v, G, T, W, U, *places, H, K, V, PRECISE=size.precise, BLOCK=max(size.BK, size.BV), C=C, num_warps=WARPS
-    )
+        k, v, G, T, W, U, *places, H, K, V, PRECISE=size.precise, BLOCK=max(size.BK, size.BV), C=C, num_warps=WARPS,
+        num_stages=size.D,
+    )  # fmt: skip
     states = torch.empty((count, H, K, V), dtype=operand, device=device)
     final = torch.empty((sequences, H, K, V), dtype=torch.float32, device=device)
     forwards.states_kernel[triton.cdiv(V, size.SV), sequences * H](
         k, G, W, U, initial_state if initial_state is not None else final, states, final, *places, cut.offsets,
         H, K, V, PRECISE=size.precise, INITIAL=initial_state is not None, KP=size.KP, BV=size.SV, C=C,
-        num_warps=size.SW,
+        num_warps=size.SW, num_stages=_ahead(size.precise),
     )  # fmt: skip
     return G, A, T, W, U, states, final
 
@@ -175,7 +197,7 @@ def chunk(
     o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     forwards.output_kernel[len(cut.starts), size.H, triton.cdiv(size.V, size.BV)](
         q, G, A, U, states, o, cut.starts, cut.lengths, size.H, size.K, size.V, scale,
-        PRECISE=size.precise, BK=size.BK, BV=size.BV, C=C, num_warps=WARPS,
+        PRECISE=size.precise, BK=size.BK, BV=size.BV, C=C, num_warps=WARPS, num_stages=size.D,
     )  # fmt: skip
     return o, final
 
@@ -194,7 +216,7 @@ def backward(
     backwards.d_states_kernel[triton.cdiv(V, size.SB), (len(cut.edges) - 1) * H](
         q, k, G, A, W, do, d_final if d_final is not None else d_initial, dU, dS, d_initial, *places, cut.offsets,
         H, K, V, scale, PRECISE=size.precise, FINAL=d_final is not None, KP=size.KP, BV=size.SB, C=C,
-        num_warps=size.SW,
+        num_warps=size.BW, num_stages=size.D,
     )  # fmt: skip
     dR = _empty(v, V, operand)
     backwards.d_values_kernel[count, H, triton.cdiv(V, size.BV)](
@@ -208,13 +230,16 @@ def backward(
     BK = min(size.BK, 32)
     backwards.d_carried_kernel[count, H, triton.cdiv(K, BK)](
         q, k, G, do, dR, U, states, dS, carried_q, carried_k, dG, *places, H, K, V, scale,
-        PRECISE=size.precise, BK=BK, BV=size.BV, C=C, num_warps=WARPS,
+        PRECISE=size.precise, BK=BK, BV=size.BV, C=C, num_warps=WARPS, num_stages=size.D,
     )  # fmt: skip
     dq, dk = _empty(q, K, q.dtype), _empty(k, K, k.dtype)
-    backwards.d_inputs_kernel[count * (C // R), H, triton.cdiv(K, PAIRED)](
-        q, k, G, dA, dL, carried_q, carried_k, dG, dq, dk, *places, H, K, scale,
-        PRECISE=size.precise, BK=PAIRED, C=C, R=R, num_warps=WARPS,
-    )  # fmt: skip
+    inputs = q, k, G, dA, dL, carried_q, carried_k, dG, dq, dk, *places, H, K, scale
+    backwards.d_inputs_kernel[count * (C // R), H, triton.cdiv(K, size.BK)](
+        *inputs, PRECISE=size.precise, BK=size.BK, C=C, R=R, num_warps=WARPS
+    )
+    backwards.steep_inputs_kernel[count * (C // R), H, triton.cdiv(K, PAIRED)](
+        *inputs, PRECISE=size.precise, GROUP=size.BK, BK=PAIRED, C=C, R=R, num_warps=WARPS
+    )
     dg = _empty(q, K, torch.float32)
     forwards.cumulative_kernel[count, H, triton.cdiv(K, size.BK)](
         dG, dg, *places, H, K, SCALAR=False, REVERSE=True, BK=size.BK, C=C, num_warps=WARPS
@@ -304,6 +329,7 @@ def _product_targets(dtype: torch.dtype) -> Iterator[CompileTarget]:
     single, precise = torch.float32, dtype == torch.float32
     operand, tile = (single, 32) if precise else (dtype, 64)
     places, H, K, V, scale = (torch.int64, torch.int64), 16, 128, 128, 0.125
+    narrow, depth = _depth(precise)
     name, rest, blocks, chunked = _name(dtype), {"PRECISE": precise, "C": C}, ("HMMA",), ("HGMMA",)
     for reverse in (False, True):
         for scalar in (False, True):
@@ -312,21 +338,22 @@ def _product_targets(dtype: torch.dtype) -> Iterator[CompileTarget]:
                 forwards.cumulative_kernel, label, (single, single, *places, H, K),
                 {"SCALAR": scalar, "REVERSE": reverse, "BK": tile, "C": C}, WARPS,
             )
+    pairs = dtype, dtype, single, operand, single, *places, H, K, scale
+    yield CompileTarget(forwards.pairs_kernel, name, pairs, rest | {"KP": 128, "BK": tile, "R": R}, WARPS, 2, blocks)
     yield CompileTarget(
-        forwards.pairs_kernel, name, (dtype, dtype, single, operand, single, *places, H, K, scale),
-        rest | {"BK": PAIRED, "R": R}, WARPS, sass=blocks,
+        forwards.steep_pairs_kernel, name, pairs, rest | {"KP": 128, "BK": PAIRED, "R": R}, narrow, sass=blocks
     )
     if precise:  # in float32 either way
         yield CompileTarget(
-            forwards.inverse_kernel, name, (single, single, *places, H), {"C": C, "R": R}, WARPS, sass=blocks
+            forwards.inverse_kernel, name, (single, single, *places, H), {"C": C, "R": R}, ALONE, sass=blocks
         )
     yield CompileTarget(
         forwards.wy_kernel, name, (dtype, dtype, single, single, operand, operand, *places, H, K, V),
-        rest | {"BLOCK": tile}, WARPS, sass=chunked,
+        rest | {"BLOCK": tile}, WARPS, depth, sass=chunked,
     )
     yield CompileTarget(
         forwards.output_kernel, name, (dtype, single, operand, operand, operand, dtype, *places, H, K, V, scale),
-        rest | {"BK": tile, "BV": tile}, WARPS, sass=chunked,
+        rest | {"BK": tile, "BV": tile}, WARPS, depth, sass=chunked,
     )
     yield CompileTarget(
         backwards.d_values_kernel, name, (single, operand, operand, *places, H, V), rest | {"BV": tile}, WARPS,
@@ -340,12 +367,12 @@ def _product_targets(dtype: torch.dtype) -> Iterator[CompileTarget]:
         backwards.d_carried_kernel, name,
         (dtype, dtype, single, dtype, operand, operand, operand, operand, single, single, single, *places,
          H, K, V, scale),
-        rest | {"BK": 32, "BV": tile}, WARPS, sass=chunked,
+        rest | {"BK": 32, "BV": tile}, WARPS, depth, sass=chunked,
     )
+    inputs = (dtype, dtype, single, operand, operand, single, single, single, dtype, dtype, *places, H, K, scale)
+    yield CompileTarget(backwards.d_inputs_kernel, name, inputs, rest | {"BK": tile, "R": R}, WARPS, sass=blocks)
     yield CompileTarget(
-        backwards.d_inputs_kernel, name,
-        (dtype, dtype, single, operand, operand, single, single, single, dtype, dtype, *places, H, K, scale),
-        rest | {"BK": PAIRED, "R": R}, WARPS, sass=blocks,
+        backwards.steep_inputs_kernel, name, inputs, rest | {"GROUP": tile, "BK": PAIRED, "R": R}, WARPS, sass=blocks
     )
 
 
@@ -353,20 +380,20 @@ def _state_targets(dtype: torch.dtype, width: int) -> Iterator[CompileTarget]:
     """Kernels that hold a whole key of a head: the sweeps over chunks, the recurrence, the prologue."""
     single, index, precise = torch.float32, torch.int64, dtype == torch.float32
     operand, H, K, V, scale, name = single if precise else dtype, 16, width, width, 0.125, _name(dtype, width)
-    (ahead, warps), (back, _) = (_sweep(K, V, FEW_STATES, precise, backward) for backward in (False, True))
+    (ahead, warps), (back, more) = (_sweep(K, V, FEW_STATES, precise, backward) for backward in (False, True))
     sweep = {"PRECISE": precise, "KP": width, "C": C}
     if width <= WIDEST["chunk"][precise]:
         yield CompileTarget(
             forwards.states_kernel, name,
             (dtype, single, operand, operand, single, operand, single, index, index, index, H, K, V),
-            sweep | {"INITIAL": True, "BV": ahead}, warps, sass=("HGMMA",),
+            sweep | {"INITIAL": True, "BV": ahead}, warps, _ahead(precise), ("HGMMA",),
         )
     if width <= WIDEST["backward"][precise]:
         yield CompileTarget(
             backwards.d_states_kernel, name,
             (dtype, dtype, single, operand, operand, dtype, single, operand, operand, single, index, index, index,
              H, K, V, scale),
-            sweep | {"FINAL": True, "BV": back}, warps, sass=("HGMMA",),
+            sweep | {"FINAL": True, "BV": back}, more, _depth(precise)[1], sass=("HGMMA",),
         )
     for scalar in (False, True):
         yield CompileTarget(

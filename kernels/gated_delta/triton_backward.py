@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import load, load_lower, load_state, product, shrink, store, store_state
+from .triton_tiles import about, is_mild, load, load_lower, load_state, middle, product, shrink, store, store_state
 
 
 @triton.jit
@@ -125,10 +125,51 @@ def d_inputs_kernel(
     q_ptr, k_ptr, G_ptr, dA_ptr, dL_ptr, carried_q_ptr, carried_k_ptr, dG_ptr, dq_ptr, dk_ptr, starts, lengths,
     H, K, scale, PRECISE: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Add what reaches R rows through A and L, as rows and as columns (2.8, step 5), and finish dq, dk and dG."""
+    """Add what reaches R rows through A and L, as rows and as columns (2.8, step 5), and finish dq, dk and dG.
+
+    As in ``pairs_kernel``: this is for channels of mild decay.
+    """
     chunk, a, h = tl.program_id(0) // (C // R), tl.program_id(0) % (C // R), tl.program_id(1)
     start, length, first = tl.load(starts + chunk), tl.load(lengths + chunk), a * R
-    if first >= length:
+    last = tl.minimum(first + R, length) - 1
+    across = tl.program_id(2) * BK + tl.arange(0, BK)[None, :]
+    if first >= length or not is_mild(G_ptr, start, h, H, K, first, last, across, length):
+        return
+    rows, every = first + tl.arange(0, R)[:, None], tl.arange(0, C)
+    beside = middle(G_ptr, start, h, H, K, first, last, across, length)
+    G = load(G_ptr, start, h, H, K, every[:, None], across, length)
+    k = load(k_ptr, start, h, H, K, every[:, None], across, length)
+    far = k * about(beside - G)
+    dA = load_lower(dA_ptr, start, h, H, rows, every[None, :], length, C)
+    own = scale * tl.sum(tl.where(rows == every[None, :], dA, 0.0), 1)[:, None]
+    row_q = product(tl.where(rows == every[None, :], 0.0, dA), far, PRECISE)
+    row_k = product(load_lower(dL_ptr, start, h, H, rows, every[None, :], length, C), far, PRECISE)
+    down = about(G - beside)
+    dA = load_lower(dA_ptr, start, h, H, every[None, :], rows, length, C)  # transposed
+    dA = tl.where(rows == every[None, :], 0.0, dA)
+    column = scale * product(dA, load(q_ptr, start, h, H, K, every[:, None], across, length) * down, PRECISE)
+    dL = load_lower(dL_ptr, start, h, H, every[None, :], rows, length, C)
+    column += product(dL, k * down, PRECISE)
+    G = load(G_ptr, start, h, H, K, rows, across, length)
+    down = about(G - beside)
+    _finish_inputs(
+        q_ptr, k_ptr, carried_q_ptr, carried_k_ptr, dG_ptr, dq_ptr, dk_ptr, start, h, H, K, rows, across, length,
+        own, scale * row_q * down, row_k * down, column * about(beside - G),
+    )  # fmt: skip
+
+
+@triton.jit
+def steep_inputs_kernel(
+    q_ptr, k_ptr, G_ptr, dA_ptr, dL_ptr, carried_q_ptr, carried_k_ptr, dG_ptr, dq_ptr, dk_ptr, starts, lengths,
+    H, K, scale,
+    PRECISE: tl.constexpr, GROUP: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """What ``d_inputs_kernel`` leaves, block by block; it judged GROUP channels at a time."""
+    chunk, a, h = tl.program_id(0) // (C // R), tl.program_id(0) % (C // R), tl.program_id(1)
+    start, length, first = tl.load(starts + chunk), tl.load(lengths + chunk), a * R
+    last = tl.minimum(first + R, length) - 1
+    group = (tl.program_id(2) * BK) // GROUP * GROUP + tl.arange(0, GROUP)[None, :]
+    if first >= length or is_mild(G_ptr, start, h, H, K, first, last, group, length):
         return
     within = tl.arange(0, R)
     rows = first + within[:, None]
@@ -161,14 +202,30 @@ def d_inputs_kernel(
         column += back * up
     dA = load_lower(dA_ptr, start, h, H, rows, first + within[None, :], length, C)
     dL = load_lower(dL_ptr, start, h, H, rows, first + within[None, :], length, C)
-    # A token's pair with itself feels no decay: its two terms in dG are equal and opposite, and would drown the others.
     own = scale * tl.sum(tl.where(within[:, None] == within[None, :], dA, 0.0), 1)[:, None]
     dA = tl.where(within[:, None] == within[None, :], 0.0, dA)
     near = shrink(G[:, None, :] - G[None, :, :])
     row_q += tl.sum(dA[:, :, None] * near * k[None, :, :], 1)
     row_k += tl.sum(dL[:, :, None] * near * k[None, :, :], 1)
     column += tl.sum(near * (scale * dA[:, :, None] * q[:, None, :] + dL[:, :, None] * k[:, None, :]), 0)
-    row_q *= scale
+    _finish_inputs(
+        q_ptr, k_ptr, carried_q_ptr, carried_k_ptr, dG_ptr, dq_ptr, dk_ptr, start, h, H, K, rows, across, length,
+        own, scale * row_q, row_k, column,
+    )  # fmt: skip
+
+
+@triton.jit
+def _finish_inputs(
+    q_ptr, k_ptr, carried_q_ptr, carried_k_ptr, dG_ptr, dq_ptr, dk_ptr, start, h, H, K, rows, across, length,
+    own, row_q, row_k, column,
+):  # fmt: skip
+    """Store dq, dk and dG.
+
+    A token's pair with itself (``own``) feels no decay: its two terms in dG are equal and opposite, and would drown the
+    others.
+    """
+    q = load(q_ptr, start, h, H, K, rows, across, length)
+    k = load(k_ptr, start, h, H, K, rows, across, length)
     dq = load(carried_q_ptr, start, h, H, K, rows, across, length) + row_q + own * k
     dk = load(carried_k_ptr, start, h, H, K, rows, across, length) + row_k + column + own * q
     dG = load(dG_ptr, start, h, H, K, rows, across, length) + q * row_q + k * (row_k - column)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import load, load_lower, load_state, product, shrink, store, store_state
+from .triton_tiles import about, is_mild, load, load_lower, load_state, middle, product, shrink, store, store_state
 
 
 @triton.jit
@@ -31,16 +31,46 @@ def cumulative_kernel(
 @triton.jit
 def pairs_kernel(
     q_ptr, k_ptr, G_ptr, A_ptr, L_ptr, starts, lengths, H, K, scale,
-    PRECISE: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+    PRECISE: tl.constexpr, KP: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """R rows of A = scale tril(P(q, k)) and of L = tril(P(k, k), -1).
+    """R rows of A = scale tril(P(q, k)) and of L = tril(P(k, k), -1), where every channel's decay in them is mild.
 
-    Earlier blocks of R columns meet at the last row before ours, so that both exponents are <= 0 and two plain products
-    remain; the block on the diagonal forms its pairwise exponents (3.2).
+    Exponents are taken about the middle of the rows, and one product with all columns remains.
     """
     chunk, a, h = tl.program_id(0) // (C // R), tl.program_id(0) % (C // R), tl.program_id(1)
     start, length, first = tl.load(starts + chunk), tl.load(lengths + chunk), a * R
-    if first >= length:
+    last = tl.minimum(first + R, length) - 1
+    if first >= length or not is_mild(G_ptr, start, h, H, K, first, last, tl.arange(0, KP)[None, :], length):
+        return
+    rows, columns = first + tl.arange(0, R)[:, None], tl.arange(0, C)[None, :]
+    A = tl.zeros((R, C), dtype=tl.float32)
+    L = tl.zeros((R, C), dtype=tl.float32)
+    for c0 in range(0, K, BK):
+        across, along = c0 + tl.arange(0, BK)[None, :], c0 + tl.arange(0, BK)[:, None]
+        beside = middle(G_ptr, start, h, H, K, first, last, across, length)
+        down = about(load(G_ptr, start, h, H, K, rows, across, length) - beside)
+        below = middle(G_ptr, start, h, H, K, first, last, along, length)
+        up = about(below - load(G_ptr, start, h, H, K, columns, along, last + 1))
+        far = load(k_ptr, start, h, H, K, columns, along, last + 1) * up
+        A += product(load(q_ptr, start, h, H, K, rows, across, length) * down, far, PRECISE)
+        L += product(load(k_ptr, start, h, H, K, rows, across, length) * down, far, PRECISE)
+    _store_pairs(A_ptr, L_ptr, start, h, H, rows, columns, length, scale * A, L, C)
+
+
+@triton.jit
+def steep_pairs_kernel(
+    q_ptr, k_ptr, G_ptr, A_ptr, L_ptr, starts, lengths, H, K, scale,
+    PRECISE: tl.constexpr, KP: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """The rows that ``pairs_kernel`` leaves, in blocks of R columns.
+
+    Earlier blocks meet at the last row before ours, so that both exponents are <= 0 and two plain products remain; the
+    block on the diagonal forms its pairwise exponents (3.2).
+    """
+    chunk, a, h = tl.program_id(0) // (C // R), tl.program_id(0) % (C // R), tl.program_id(1)
+    start, length, first = tl.load(starts + chunk), tl.load(lengths + chunk), a * R
+    last = tl.minimum(first + R, length) - 1
+    if first >= length or is_mild(G_ptr, start, h, H, K, first, last, tl.arange(0, KP)[None, :], length):
         return
     within = tl.arange(0, R)
     rows = first + within[:, None]
@@ -62,8 +92,7 @@ def pairs_kernel(
             far = load(k_ptr, start, h, H, K, earlier, along, length) * up
             A += product(load(q_ptr, start, h, H, K, rows, across, length) * down, far, PRECISE)
             L += product(load(k_ptr, start, h, H, K, rows, across, length) * down, far, PRECISE)
-        store(A_ptr, start, h, H, C, rows, earlier, length, scale * A)
-        store(L_ptr, start, h, H, C, rows, earlier, length, L)
+        _store_pairs(A_ptr, L_ptr, start, h, H, rows, earlier, length, scale * A, L, C)
     A = tl.zeros((R, R), dtype=tl.float32)
     L = tl.zeros((R, R), dtype=tl.float32)
     for c0 in range(0, K, BK):
@@ -74,10 +103,16 @@ def pairs_kernel(
         near = shrink(G[:, None, :] - G[None, :, :]) * k[None, :, :]
         A += tl.sum(near * q[:, None, :], 2)
         L += tl.sum(near * k[:, None, :], 2)
-    columns = first + within[None, :]
+    _store_pairs(A_ptr, L_ptr, start, h, H, rows, first + within[None, :], length, scale * A, L, C)
+
+
+@triton.jit
+def _store_pairs(A_ptr, L_ptr, start, h, H, rows, columns, length, A, L, C: tl.constexpr):
+    """Write A on and below the diagonal, and L with zeros on it."""
     at = ((start + rows) * H + h) * C + columns
-    tl.store(A_ptr + at, (scale * A).to(A_ptr.dtype.element_ty), mask=(rows < length) & (columns <= rows))
-    tl.store(L_ptr + at, tl.where(columns < rows, L, 0.0), mask=(rows < length) & (columns <= rows))
+    keep = (rows < length) & (columns <= rows)
+    tl.store(A_ptr + at, A.to(A_ptr.dtype.element_ty), mask=keep)
+    tl.store(L_ptr + at, tl.where(columns < rows, L, 0.0), mask=keep)
 
 
 @triton.jit

@@ -62,6 +62,30 @@ def product(a, b, PRECISE: tl.constexpr):
     return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
 
 
+MILD = tl.constexpr(40.0)  # nats that a channel may decay by within a block of rows: see `about`
+
+
+@triton.jit
+def about(exponent):
+    """e^x for |x| <= MILD / 2, which x is for a block's own rows; beyond, no infinity: a factor of 0 follows."""
+    return tl.exp(tl.minimum(exponent, MILD / 2))
+
+
+@triton.jit
+def is_mild(G_ptr, start, h, H, K, first, last, channels, length):
+    """Whether no channel decays by more than MILD between two rows of G."""
+    begun = load(G_ptr, start, h, H, K, first, channels, length)
+    fall = begun - load(G_ptr, start, h, H, K, last, channels, length)
+    return tl.max(tl.max(fall, 1), 0) <= MILD
+
+
+@triton.jit
+def middle(G_ptr, start, h, H, K, first, last, channels, length):
+    """Half way between two rows of G."""
+    begun = load(G_ptr, start, h, H, K, first, channels, length)
+    return 0.5 * (begun + load(G_ptr, start, h, H, K, last, channels, length))
+
+
 @triton.jit
 def shrink(exponent):
     """e^x for x <= 0. Where a row is absent x may be anything; its factor is 0, and must not meet an infinity."""
