@@ -82,6 +82,8 @@ _CASES = (
     Case("heads of 256 channels", "attend", _case((40, 7), 4, 2, 256, dtype=HALF)),
     Case("heads of 5 channels", "attend", _case((21,), 2, 1, 5, dtype=SINGLE)),
     Case("one key/value head for 24 query heads", "attend", _case((50, 3), 24, 1, 64, dtype=HALF)),
+    Case("one key/value head for 72 query heads", "attend", _case((50, 3), 72, 1, 32, dtype=HALF)),
+    Case("one key/value head for 24 query heads, float32", "attend", _case((50, 3), 24, 1, 32, dtype=SINGLE)),
     Case("a sequence of no token", "attend", _case((0, 20, 0), 4, 2, 64, dtype=HALF), quick=True),
     Case("no sequences", "attend", _case((), 4, 2, 64, dtype=SINGLE)),
     Case("many parts", "attend", _case((1000, 130), 3, 1, 64, dtype=HALF), quick=True),

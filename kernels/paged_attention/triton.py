@@ -1,9 +1,9 @@
 """Attention over pages in Triton: parts of each sequence side by side, then their weighted mean.
 
-Shapes: N sequences, G key/value heads, Q query heads of a group, K head width, S tokens of a page. A program owns one
-group of one sequence and one part of its tokens; it walks over them TOKENS at a time and keeps the largest score, the
-sum of weights and the weighted values in float32. How many parts there are depends on shapes alone, never on lengths,
-so that a captured graph serves every length.
+Shapes: N sequences, G key/value heads, Q query heads of a group, K head width, S tokens of a page. A program owns up to
+QUERIES heads of one group of one sequence and one part of its tokens; it walks over them TOKENS at a time and keeps the
+largest score, the sum of weights and the weighted values in float32. How many parts there are depends on shapes alone,
+never on lengths, so that a captured graph serves every length.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..tooling.device_support import triton_can_run
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 256
 QUERIES = 16  # the fewest rows of a product on tensor cores
+MOST_QUERIES = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}  # with more, registers spill
 PROGRAMS = 528  # four for each processor of an H100: a step waits for its page's number, then for the page
 MOST_PARTS = 128
 
@@ -34,14 +35,15 @@ def _part_kernel(
     table_stride_b, lengths_stride,
     SIZE: tl.constexpr, TOKENS: tl.constexpr, QUERIES: tl.constexpr, WIDTH: tl.constexpr,
 ):
-    row, group, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    parts = tl.num_programs(2)
+    row, tile, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    tiles, parts = tl.num_programs(1), tl.num_programs(2)
+    group, first_head = tile // (tiles // groups), tile % (tiles // groups) * QUERIES
     length = tl.load(lengths_ptr + row * lengths_stride).to(tl.int32)
     steps = tl.cdiv(tl.cdiv(length, TOKENS), parts)
     first, last = part * steps * TOKENS, tl.minimum((part + 1) * steps * TOKENS, length)
     queries, columns = tl.arange(0, QUERIES), tl.arange(0, WIDTH)
-    heads = group * heads_per_group + queries
-    in_heads, in_width = (queries < heads_per_group)[:, None], (columns < width)[None, :]
+    heads = group * heads_per_group + first_head + queries
+    in_heads, in_width = (first_head + queries < heads_per_group)[:, None], (columns < width)[None, :]
     q = tl.load(
         q_ptr + row * q_stride_n + heads[:, None] * q_stride_h + columns[None, :] * q_stride_k,
         mask=in_heads & in_width, other=0.0,
@@ -67,7 +69,7 @@ def _part_kernel(
         sums = sums * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         total = total * kept + tl.sum(weights, 1)
         top = higher
-    place = ((row * groups + group) * parts + part) * QUERIES + queries
+    place = ((row * tiles + tile) * parts + part) * QUERIES + queries
     tl.store(tops_ptr + place, top)
     tl.store(totals_ptr + place, total)
     tl.store(sums_ptr + place[:, None] * WIDTH + columns[None, :], sums)
@@ -75,13 +77,14 @@ def _part_kernel(
 
 @triton.jit
 def _join_kernel(
-    sums_ptr, tops_ptr, totals_ptr, out_ptr, groups, heads_per_group, parts, width,
+    sums_ptr, tops_ptr, totals_ptr, out_ptr, tiles, tiles_per_group, heads_per_group, parts, width,
     PARTS: tl.constexpr, QUERIES: tl.constexpr, WIDTH: tl.constexpr,
 ):
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    group, query = head // heads_per_group, head % heads_per_group
+    group, within = head // heads_per_group, head % heads_per_group
+    tile, query = group * tiles_per_group + within // QUERIES, within % QUERIES
     number, columns = tl.arange(0, PARTS), tl.arange(0, WIDTH)
-    place = ((row * groups + group) * parts + number) * QUERIES + query
+    place = ((row * tiles + tile) * parts + number) * QUERIES + query
     there = number < parts
     top = tl.load(tops_ptr + place, mask=there, other=float("-inf"))
     highest = tl.max(top, 0)
@@ -93,7 +96,7 @@ def _join_kernel(
         mask=there[:, None] & (columns < width)[None, :], other=0.0,
     )
     mixed = tl.sum(weight[:, None] * sums, 0) / tl.where(total == 0.0, 1.0, total)
-    out = out_ptr + (row * groups * heads_per_group + head) * width + columns
+    out = out_ptr + (row * tl.num_programs(1) + head) * width + columns
     tl.store(out, mixed.to(out_ptr.dtype.element_ty), mask=columns < width)
 
 
@@ -118,7 +121,7 @@ def parts_for(programs: int, room: int, tokens: int) -> int:
     """Into how many parts the tokens of a sequence are cut.
 
     Args:
-        programs: sequences times key/value heads.
+        programs: sequences times tiles of heads.
         room: tokens that a row of the table has room for.
         tokens: of one step.
     """
@@ -135,19 +138,20 @@ def attend(
     if not rows:
         return out
     padded, (tokens, warps) = triton.next_power_of_2(max(width, 16)), tile_for(width, q.dtype)
-    queries = max(QUERIES, triton.next_power_of_2(heads // groups))
-    parts = parts_for(rows * groups, table.shape[1] * size, tokens)
-    shape = (rows, groups, parts, queries)
+    queries = min(max(QUERIES, triton.next_power_of_2(heads // groups)), MOST_QUERIES[q.dtype])
+    tiles = triton.cdiv(heads // groups, queries)
+    parts = parts_for(rows * groups * tiles, table.shape[1] * size, tokens)
+    shape = (rows, groups * tiles, parts, queries)
     sums = torch.empty((*shape, padded), dtype=torch.float32, device=q.device)
     tops, totals = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
-    _part_kernel[(rows, groups, parts)](
+    _part_kernel[(rows, groups * tiles, parts)](
         q, memory, table, lengths, sums, tops, totals,
         groups, heads // groups, width, scale,
         *q.stride(), *memory.stride(), *table.stride(), lengths.stride(0),
         SIZE=size, TOKENS=tokens, QUERIES=queries, WIDTH=padded, num_warps=warps,
     )
     _join_kernel[(rows, heads)](
-        sums, tops, totals, out, groups, heads // groups, parts, width,
+        sums, tops, totals, out, groups * tiles, tiles, heads // groups, parts, width,
         PARTS=triton.next_power_of_2(parts), QUERIES=queries, WIDTH=padded, num_warps=4,
     )
     return out
@@ -167,8 +171,15 @@ def compile_targets() -> Iterator[CompileTarget]:
                 {"SIZE": size, "TOKENS": tokens, "QUERIES": QUERIES, "WIDTH": width},
                 warps, sass=("LDG.E.128",) if dtype == single else ("LDG.E.128", "HMMA"),
             )
+            if MOST_QUERIES[dtype] > QUERIES and width <= 128:
+                yield CompileTarget(
+                    _part_kernel, f"{width} {str(dtype).removeprefix('torch.')}, 64 heads",
+                    (*pointers, groups, 64, width, 0.125, *strides),
+                    {"SIZE": size, "TOKENS": tokens, "QUERIES": MOST_QUERIES[dtype], "WIDTH": width},
+                    warps, sass=("LDG.E.128", "HGMMA"),
+                )
     for dtype in DTYPES:
         yield CompileTarget(
             _join_kernel, f"64 parts of 128 {str(dtype).removeprefix('torch.')}",
-            (single, single, single, dtype, groups, 4, 64, 128), {"PARTS": 64, "QUERIES": QUERIES, "WIDTH": 128}, 4,
+            (single, single, single, dtype, groups, 1, 4, 64, 128), {"PARTS": 64, "QUERIES": QUERIES, "WIDTH": 128}, 4,
         )
