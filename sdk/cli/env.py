@@ -25,8 +25,11 @@ JSON = typer.Option(False, "--json", help="Print JSON.")
 
 def register(app: typer.Typer) -> None:
     """Add the verb and its parts."""
-    env = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Tool worlds: list, build, show, play, verify.")
-    for verb, name in ((list_domains, "list"), (build, "build"), (show, "show"), (play, "play"), (verify, "verify")):
+    env = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Tool worlds: list, build, show, play, verify, serve."
+    )
+    verbs = ((list_domains, "list"), (build, "build"), (show, "show"), (play, "play"), (verify, "verify"), (mcp, "mcp"))
+    for verb, name in verbs:
         env.command(name)(verb)
     app.add_typer(env, name="env")
 
@@ -132,6 +135,39 @@ def show(
         messages = [*asked, *perform(built, world, [as_call(built, step) for step in built.golden])]
         messages.append(Message("assistant", report(built.wishes, built.statements)))
         _write(html, render(built, messages, judge(built, world, messages), world.contents()))
+
+
+def mcp(
+    domain: str = DOMAIN,
+    seed: str = SEED,
+    tools: int = TOOLS,
+    withheld: float = WITHHELD,
+    http: int = typer.Option(None, "--http", min=1, max=65535, help="Serve on this port instead of standard input."),
+    judged: bool = typer.Option(True, help="Whether finish_task tells the verdict."),
+) -> None:
+    """Serve one task as an MCP server: its tools, its request as a prompt, and finish_task."""
+    try:
+        from stackloom.environments.mcp_server import Attempt, serve_http, serve_stdio
+    except ModuleNotFoundError as cause:
+        raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[envs]'") from None
+    import anyio
+
+    from stackloom.core.chat import Message
+    from stackloom.core.slots.environment import Task
+    from stackloom.environments.episodes import WorldEpisode, scripted
+    from stackloom.environments.wording import system
+
+    built = _built(domain, seed, tools, withheld)
+    shown = tuple(tool.shown for tool in built.tools.values())
+    messages = (system(built.domain, shown, compact=False), Message("user", built.request.opening))
+    attempt = Attempt(
+        Task(f"{domain}/{seed}", domain, messages, shown), WorldEpisode(built, scripted(built)), judged=judged
+    )
+    if http is None:
+        anyio.run(serve_stdio, attempt)
+    else:
+        typer.echo(f"serving {domain}/{seed} at http://127.0.0.1:{http}/mcp; stop with ctrl-c", err=True)
+        anyio.run(serve_http, attempt, http)
 
 
 def play(

@@ -21,7 +21,10 @@ ARROWS = {
     "core": ({"core"}, {"pydantic", "pydantic_core", "pluggy", "packaging", "yaml"}),
     "registry": ({"core", "registry"}, {"sqlalchemy", "alembic", "pydantic", "packaging", "platformdirs"}),
     "kernels": ({"kernels"}, {"torch", "triton"}),
-    "environments": ({"core", "environments"}, {"sqlalchemy", "gymnasium", "mcp", "httpx", "pyseccomp"}),
+    "environments": (
+        {"core", "environments"},
+        {"sqlalchemy", "gymnasium", "mcp", "mcp_types", "anyio", "uvicorn", "httpx", "pyseccomp"},
+    ),
     "plugins": ({"core", "kernels", "environments", "plugins"}, None),  # None: what the manifest's [needs] names
     "sdk": ({"core", "registry", "kernels", "environments", "plugins", "sdk"}, None),
 }
