@@ -147,7 +147,7 @@ class AgentEnv(gymnasium.Env[str, str]):
         said = [message.to_openai() for message in (*self._task.messages, *self._said)]
         return {"messages": said, "error_kind": error_kind, "valid": True, "reason": ""}
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the conversation, in mode "ansi"."""
         if self.render_mode != "ansi" or self._task is None:
             return None

@@ -326,7 +326,7 @@ def seccomp_filter() -> bytes:
         SandboxRefused: pyseccomp or libseccomp is missing.
     """
     try:
-        import pyseccomp
+        import pyseccomp  # type: ignore[import-untyped]
     except (ImportError, OSError, RuntimeError) as cause:
         raise SandboxRefused(
             f"seccomp is not there: {cause}",

@@ -63,10 +63,8 @@ def _models(sizes: dict[str, Any], seed: int) -> tuple[LlamaForCausalLM, LlamaFo
     config = LlamaConfig(**sizes, max_position_embeddings=2048, bos_token_id=None, eos_token_id=None, pad_token_id=0)
     torch.manual_seed(seed)
     with torch.device("cuda"):
-        model = LlamaForCausalLM(config)
-    model = model.to(torch.bfloat16).eval()
-    with torch.device("cuda"):
-        exact = LlamaForCausalLM(config).eval()
+        made: list[Any] = [LlamaForCausalLM(config) for _ in range(2)]
+    model, exact = made[0].to(torch.bfloat16).eval(), made[1].eval()
     exact.load_state_dict(model.state_dict())
     return model, exact
 
