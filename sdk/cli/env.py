@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
     env = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Tool worlds: list, build, show, play, verify, serve."
     )
-    verbs = ((list_domains, "list"), (build, "build"), (show, "show"), (play, "play"), (verify, "verify"), (mcp, "mcp"))
-    for verb, name in verbs:
+    parts = ((list_domains, "list"), (build, "build"), (show, "show"), (play, "play"), (verify, "verify"))
+    for verb, name in (*parts, (mcp, "mcp"), (serve, "serve")):
         env.command(name)(verb)
     app.add_typer(env, name="env")
 
@@ -168,6 +168,62 @@ def mcp(
     else:
         typer.echo(f"serving {domain}/{seed} at http://127.0.0.1:{http}/mcp; stop with ctrl-c", err=True)
         anyio.run(serve_http, attempt, http)
+
+
+def serve(
+    plugin: str = typer.Argument(help="Id of an environment plugin."),
+    option: list[str] = typer.Option([], "--option", help="One of its options, name=value; the value is YAML."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen at; beyond loopback a token is needed."),
+    port: int = typer.Option(8100, min=0, max=65535, help="Port; 0 takes a free one."),
+    token_env: str = typer.Option("STACKLOOM_ENV_TOKEN", help="Environment variable that holds the bearer token."),
+    most: int = typer.Option(256, min=1, help="Most attempts at a time; beyond it requests get 429."),
+    lease_seconds: float = typer.Option(120.0, min=0.1, help="After which an unused attempt is taken back."),
+    call_seconds: float = typer.Option(30.0, min=0.1, help="Most that one call may take; then its attempt is over."),
+    grace: int = typer.Option(10, min=0, help="Seconds that running requests get after SIGTERM."),
+) -> None:
+    """Serve an environment over HTTP: attempts are leases; `environment.remote` is its client."""
+    import os
+
+    from stackloom.cli.serve import LOOPBACK
+    from stackloom.output import registry
+
+    token = os.environ.get(token_env, "")
+    if host not in LOOPBACK and not token:
+        raise ConfigError(
+            "whoever reaches this address could use the environment", where="--host", fix=f"set a token in {token_env}"
+        )
+    try:
+        from stackloom.server.running import run
+        from stackloom.worlds.lease_server import make_app
+        from stackloom.worlds.leases import Leases
+    except ModuleNotFoundError as cause:
+        raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[serve]'") from None
+    from stackloom.repro.context import resolve
+
+    with registry() as opened:
+        if not opened.get(plugin).manifest.slot_api.startswith("environment/"):
+            raise ConfigError(f"{plugin} is no environment", where="env serve", fix="stackloom list --slot environment")
+        environment = resolve(opened, plugin, dict(map(_option, option))).build()
+    leases = Leases(environment, most=most, seconds=lease_seconds, call_seconds=call_seconds)
+
+    def ready(url: str) -> None:
+        shown = url.removesuffix("/v1")
+        typer.echo(f"{plugin} at {shown} ({'with' if token else 'without'} a token); Ctrl-C ends", err=True)
+
+    run(make_app(leases, token=token), host=host, port=port, grace=grace, ready=ready)
+    typer.echo(f"ended; {leases.opened} attempts, {leases.expired} of them taken back", err=True)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{text!r} is no name=value", where="--option")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as cause:
+        raise ConfigError(f"{value!r} is no YAML: {cause}", where=f"--option {name}") from None
 
 
 def play(
