@@ -158,7 +158,7 @@ def _others(statement: Statement, value: Value, everything: Mapping[str, Sequenc
     """Return the values of a statement's kind that a text holds."""
     if statement.kind == "id":
         return {found for found in everything["id"] if _style(found) == _style(value)}
-    return set(everything["number" if statement.kind == "integer" else statement.kind])
+    return set(everything.get("number" if statement.kind == "integer" else statement.kind, ()))
 
 
 def _allowed(statement: Statement, required: Required, user: Mapping[str, Sequence[Value]]) -> set[Value]:

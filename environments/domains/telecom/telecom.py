@@ -187,7 +187,7 @@ def _open_line(db: View, given: Given) -> Row:
         renews_on="2026-06-18",
         status="active",
     )
-    return {"line_id": made["id"], "number": made["number"]}
+    return {"line_id": made["id"]}
 
 
 def _add(db: View, given: Given) -> Row:
@@ -301,7 +301,7 @@ ACTIONS = (
         _open_line,
         ("open another line for me with {plan}", "I want one more line, with {plan}"),
         "the line is open",
-        tells=(tells_id("line", "id of the new line"), tells("line", "number", "phone", "number of the new line")),
+        tells=(tells_id("line", "id of the new line"),),
         writes=("lines",),
     ),
     Action(
