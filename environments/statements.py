@@ -14,6 +14,7 @@ from stackloom.environments.world import Contents
 Required: TypeAlias = Sequence[tuple["Statement", Value]]
 _NEGATION = re.compile(r"\b(?:not|never|cannot|no longer|without|unlike)\b|n't\b|n’t\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_DOUBT = re.compile(r"\b(?:or|maybe|perhaps|alternatively)\b([^.;!?\n]*)", re.IGNORECASE)  # offers a second value
 _QUOTED = re.compile(r'"[^"]*"|\u201c[^\u201d]*\u201d')
 _CLAUSE = re.compile(r"[,;:]\s|\bbut\b|\band\b|[–—]", re.IGNORECASE)
 _PART = re.compile(r"[,;]\s|\bbut\b|\band\b|[–—]|\n", re.IGNORECASE)  # "Store credit: $5" is one part
@@ -71,6 +72,8 @@ def unstated(domain: Domain, required: Required, text: str, said: str, contents:
     """
     claims = " \n".join(_claims(text))
     stated, everything, user = mentioned(claims), mentioned(text), mentioned(said)
+    doubts = " \n".join(_DOUBT.findall(_QUOTED.sub("", text)))
+    doubted = mentioned(doubts)
     for statement, value in required:
         if not _states(statement, value, stated, claims):
             return f"the answer does not state {statement.noun}"
@@ -79,9 +82,13 @@ def unstated(domain: Domain, required: Required, text: str, said: str, contents:
     for statement, value in required:
         if statement.kind == "choice":
             rest = re.sub(rf"(?<!\w){re.escape(plain(str(value)))}(?!\w)", " ", plain(text))
-            spoilt = any(holds(rest, word) and not holds(said, word) for word in choices_of(domain, statement))
+            others = [word for word in choices_of(domain, statement) if plain(word) != plain(str(value))]
+            spoilt = any(holds(rest, word) and not holds(said, word) for word in others)
+            spoilt = spoilt or any(holds(doubts, word) for word in others)
         else:
+            own = {str(value).upper() if statement.kind == "id" else value}
             spoilt = bool(_others(statement, value, everything) - _allowed(statement, required, user))
+            spoilt = spoilt or bool(_others(statement, value, doubted) - own)
         if spoilt:
             return f"the answer states another value besides {statement.noun}"
     return ""

@@ -238,12 +238,15 @@ def test_a_domains_words_cannot_mislead_the_verifier(name):
     domain = find_domain(name)
     for action in domain.actions:
         assert not re.search(r"\d", action.done), action.name
+        assert not _NEGATION.search(action.done), action.name
         for tell in action.tells:
             assert not re.search(r"\d", tell.noun), (action.name, tell.name)
+            assert not _NEGATION.search(tell.noun), (action.name, tell.name)
     words = [str(entry) for entries in domain.words.values() for entry in entries]
     assert [word for word in words if _NEGATION.search(word)] == []
     for entity in domain.blueprint.entities:
         for column in entity.columns:
+            assert not _NEGATION.search(column.spoken), column.name
             assert not any(_NEGATION.search(choice.replace("_", " ")) for choice in column.choices), column.name
             assert not re.search(r"\d", column.spoken)
 

@@ -316,3 +316,21 @@ def test_parallel_attempts_give_the_same_transcripts_as_serial_ones():
         return await asyncio.gather(*(attempt(task) for task in built))
 
     assert asyncio.run(together()) == [list(task.recorded[0][0]) for task in built]
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("The number of bags is 5.", True),
+        ("The number of bags is 5. You have 4 bookings.", True),
+        ("The number of bags is 5. Or is it rather 4.", False),
+        ("The number of bags is 5 or 4.", False),
+        ("The number of bags is 5. Maybe it is 4.", False),
+        ("The number of bags is 5. Write again or call us!", True),
+    ],
+)
+def test_a_second_value_that_is_offered_spoils_the_first_even_if_the_user_said_it(text, right):
+    statement = Statement("integer", 5, "booking.bags", "number of bags")
+    contents = {entity.plural: {} for entity in RETAIL.blueprint.entities}
+    found = unstated(RETAIL, [(statement, 5)], text, "I want 4 of them.", contents)
+    assert (found == "") is right

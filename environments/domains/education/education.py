@@ -369,7 +369,7 @@ ACTIONS = (
         _waive,
         ("waive {fee}",),
         "the fee is waived",
-        tells=(tells("fee", "total", "money", "total that I need not pay"),),
+        tells=(tells("fee", "total", "money", "total that is waived"),),
         writes=("fees",),
         after={"fee": {"status": "waived"}},
     ),

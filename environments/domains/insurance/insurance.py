@@ -44,7 +44,12 @@ BLUEPRINT = Blueprint(
                     noun="way of payment",
                     edit="change my way of payment[ to {value}]",
                 ),
-                number("bonus_years", 0, 25, noun="number of years without a claim"),
+                number("bonus_years", 0, 25, noun="number of claim-free years"),
+                one_of(
+                    "language",
+                    ("english", "french", "german"),
+                    edit="write to me in another language[, namely {value}]",
+                ),
             ),
             count=5,
         ),
@@ -90,8 +95,9 @@ BLUEPRINT = Blueprint(
                     "text",
                     lambda d: f"{d.rng.choice('BDKLN')}{d.rng.choice('AEHX')} {d.digits(4)}",
                     known=True,
-                    unique=True,
                 ),
+                one_of("colour", ("black", "grey", "red", "white"), edit="change the colour of {it}[ to {value}]"),
+                one_of("use", ("private", "work", "both"), edit="change the use of {it}[ to {value}]"),
                 number(
                     "kilometres",
                     4_000,
@@ -137,6 +143,7 @@ BLUEPRINT = Blueprint(
             (
                 Column("name", "text", full_name, noun="expert's name", known=True, shown=True, unique=True),
                 one_of("field", ("cars", "buildings", "medicine")),
+                one_of("region", ("north", "south", "coast")),
                 number("cases", 0, 20, noun="number of cases"),
                 Column("direct_line", "text", lambda d: f"+44 20 {d.digits(4)} {d.digits(4)}", noun="direct line"),
             ),
@@ -150,7 +157,7 @@ BLUEPRINT = Blueprint(
             (
                 parent("policy", own=True),
                 Column("name", "text", full_name, known=True, shown=True),
-                one_of("relation", RELATIONS),
+                one_of("relation", RELATIONS, edit="change the relation of {it}[ to {value}]"),
                 number(
                     "share",
                     10,
@@ -246,7 +253,13 @@ def _add_document(db: View, given: Given) -> Row:
 
 def _insure_car(db: View, given: Given) -> Row:
     made = db.insert(
-        "vehicles", policy_id=given["policy"]["id"], model=given["model"], plate=given["plate"], kilometres=0
+        "vehicles",
+        policy_id=given["policy"]["id"],
+        model=given["model"],
+        colour="grey",
+        use="private",
+        plate=given["plate"],
+        kilometres=0,
     )
     return {"vehicle_id": made["id"], "premium": given["policy"]["premium"]}
 

@@ -26,7 +26,7 @@ from stackloom.environments.entities import Blueprint, Column, Entity, Handle, R
 from stackloom.environments.world import View
 
 SERVICES = ("economy", "standard", "express")
-DAMAGES = ("broken", "wet", "missing_item", "never_arrived")
+DAMAGES = ("broken", "wet", "missing_item", "lost_on_the_way")
 
 BLUEPRINT = Blueprint(
     person="sender",

@@ -148,7 +148,6 @@ BLUEPRINT = Blueprint(
                     noun="number to be ported",
                     known=True,
                     shown=True,
-                    unique=True,
                 ),
                 day("on", 3, 25, noun="date of porting"),
                 status(("requested", "done", "cancelled"), drawn=("requested", "requested", "done")),

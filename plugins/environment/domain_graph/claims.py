@@ -1,4 +1,4 @@
-"""What the paper's construction promises, measured on 250 environments of five domains (1,000 at cpu-full)."""
+"""What the paper's construction promises, measured on 240 environments of twenty domains (1,000 at cpu-full)."""
 
 from __future__ import annotations
 
