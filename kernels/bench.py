@@ -63,7 +63,7 @@ def run(ops: Iterable[str] | None = None, device: str | None = None, quick: bool
     implementation = "triton" if target.type == "cuda" else "reference"
     for op in loaded:
         _insist_on_contract(op, target, implementation)
-    bandwidth = _copy_bandwidth(target)
+    bandwidth = copy_bandwidth(target)
     return [
         _row(op, benchmark, target, implementation, bandwidth)
         for op in loaded
@@ -220,7 +220,7 @@ def _rotation(benchmark: Benchmark, device: torch.device) -> list[tuple[Any, ...
     return inputs
 
 
-def _copy_bandwidth(device: torch.device) -> float:
+def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second, read plus written, of the best of several plain copies of a buffer larger than any cache."""
     source = torch.rand(ROTATION_BYTES[device.type] * 2 // 4, device=device)
     target = torch.empty_like(source)

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from stackloom.core.generation import Request, Sampling
 from stackloom.engine.engine import Engine
 from stackloom.engine_bench import Agreement, compare, draw_prompts, generate, seconds_of, versions
+from stackloom.kernels.bench import copy_bandwidth
 from stackloom.testing import tiny_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -33,7 +34,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BATCHES = (1, 16, 64)
-COPY_BYTES = 1 << 30
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
         EngineError: an output disagrees; nothing is returned.
     """
     shapes = list(SHAPES)[:1] if quick else list(SHAPES)
-    bandwidth = _copy_bandwidth()
+    bandwidth = copy_bandwidth(torch.device("cuda", 0))
     rows = []
     for shape in shapes:
         model, exact = _models(SHAPES[shape], 0)
@@ -129,11 +129,3 @@ def _synchronised(call: Callable[[], object]) -> float:
         torch.cuda.synchronize()
 
     return seconds_of(finished)
-
-
-def _copy_bandwidth() -> float:
-    """Bytes per second, read plus written, of a plain copy."""
-    source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    target.copy_(source)
-    return 2 * COPY_BYTES / min(_synchronised(lambda: target.copy_(source)) for _ in range(10))

@@ -182,28 +182,20 @@ def serve(
     grace: int = typer.Option(10, min=0, help="Seconds that running requests get after SIGTERM."),
 ) -> None:
     """Serve an environment over HTTP: attempts are leases; `environment.remote` is its client."""
-    import os
-
-    from stackloom.cli.serve import LOOPBACK
+    from stackloom.cli.serve import token_for
     from stackloom.output import registry
 
-    token = os.environ.get(token_env, "")
-    if host not in LOOPBACK and not token:
-        raise ConfigError(
-            "whoever reaches this address could use the environment", where="--host", fix=f"set a token in {token_env}"
-        )
+    token = token_for(host, token_env, "environment")
     try:
         from stackloom.server.running import run
         from stackloom.worlds.lease_server import make_app
         from stackloom.worlds.leases import Leases
     except ModuleNotFoundError as cause:
         raise ConfigError(f"{cause.name} is not installed", fix="pip install 'stackloom[serve]'") from None
-    from stackloom.repro.context import resolve
+    from stackloom.worlds import build_environment
 
     with registry() as opened:
-        if not opened.get(plugin).manifest.slot_api.startswith("environment/"):
-            raise ConfigError(f"{plugin} is no environment", where="env serve", fix="stackloom list --slot environment")
-        environment = resolve(opened, plugin, dict(map(_option, option))).build()
+        environment = build_environment(opened, plugin, dict(map(_option, option)))
     leases = Leases(environment, most=most, seconds=lease_seconds, call_seconds=call_seconds)
 
     def ready(url: str) -> None:

@@ -17,6 +17,22 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
 
 
+def token_for(host: str, variable: str, what: str) -> str:
+    """Return the bearer token that a variable holds, empty for none.
+
+    Raises:
+        ConfigError: there is none, and others than this machine could reach the address.
+    """
+    from stackloom.core.errors import ConfigError
+
+    token = os.environ.get(variable, "")
+    if host not in LOOPBACK and not token:
+        raise ConfigError(
+            f"whoever reaches this address could use the {what}", where="--host", fix=f"set a token in {variable}"
+        )
+    return token
+
+
 def serve(
     model: str = typer.Argument(help="A model's folder or known name, a run's folder, or a stack that was run."),
     host: str = typer.Option("127.0.0.1", help="Address to listen at; beyond loopback a token is needed."),
@@ -40,11 +56,7 @@ def serve(
     """
     from stackloom.core.errors import ConfigError
 
-    token = os.environ.get(api_key_env, "")
-    if host not in LOOPBACK and not token:
-        raise ConfigError(
-            "whoever reaches this address could use the model", where="--host", fix=f"set a token in {api_key_env}"
-        )
+    token = token_for(host, api_key_env, "model")
     try:
         from stackloom.engine.chat_tokenizer import HFChatTokenizer
         from stackloom.engine.engine import Engine

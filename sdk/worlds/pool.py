@@ -12,6 +12,7 @@ from stackloom.core.chat import Message, ToolCall
 from stackloom.core.errors import ConfigError
 from stackloom.core.slots.environment import Environment, Episode, Reward, Split, Task, ToolError
 from stackloom.environments.agent_loop import judge
+from stackloom.worlds import build_environment
 
 CALLS = 64  # of one actor, side by side
 
@@ -24,7 +25,7 @@ class Host:
     """What each actor runs: the environment, and the attempts that began here."""
 
     def __init__(self, plugin: str, options: Mapping[str, Any]) -> None:
-        self._environment, self._episodes = build(plugin, options), dict[str, Episode]()
+        self._environment, self._episodes = _build(plugin, options), dict[str, Episode]()
 
     def start(self, name: str, task: Task) -> bool:
         """Begin an attempt; returns whether its task has a user."""
@@ -47,7 +48,8 @@ class Host:
         import asyncio
 
         user: Any = getattr(self._episodes[name], "user", None)
-        return asyncio.run(user.reply(tuple(messages)))
+        found: str | None = asyncio.run(user.reply(tuple(messages)))
+        return found
 
     def end(self, name: str) -> int:
         """End an attempt; returns how many are left here."""
@@ -57,20 +59,11 @@ class Host:
         return len(self._episodes)
 
 
-def build(plugin: str, options: Mapping[str, Any]) -> Environment:
-    """Build an installed environment.
-
-    Raises:
-        ConfigError: it is not installed, is no environment, or refuses its options.
-    """
+def _build(plugin: str, options: Mapping[str, Any]) -> Environment:
     from stackloom.registry import open_registry
-    from stackloom.repro.context import resolve
 
     with open_registry() as opened:
-        if not opened.get(plugin).manifest.slot_api.startswith("environment/"):
-            raise ConfigError(f"{plugin} is no environment", where="pool", fix="stackloom list --slot environment")
-        made: Environment = resolve(opened, plugin, options).build()
-        return made
+        return build_environment(opened, plugin, options)
 
 
 class EnvironmentPool:
@@ -206,7 +199,7 @@ def open_pool(
     """
     if actors < 1:
         raise ConfigError(f"{actors} actors", where="pool", fix="at least 1")
-    environment = build(plugin, options or {})
+    environment = _build(plugin, options or {})
     try:
         from stackloom.run.ray_executor import connected
     except ModuleNotFoundError as cause:
