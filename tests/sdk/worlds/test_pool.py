@@ -55,6 +55,13 @@ def test_what_the_agent_gets_wrong_is_its_own(pool):
     assert episode.reward(()).value == 0
 
 
+def ask_for_a_minute(episode):
+    """Killing an actor is asked for, and happens a little later."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        episode.reward(())
+
+
 def test_a_death_costs_the_attempts_of_its_actor_alone(pool):
     import ray
 
@@ -62,10 +69,8 @@ def test_a_death_costs_the_attempts_of_its_actor_alone(pool):
     first, second = pool.start(task), pool.start(task)
     assert first.place != second.place
     ray.kill(pool.actors[first.place], no_restart=False)
-    deadline = time.monotonic() + 60
     with pytest.raises(HostLost):
-        while time.monotonic() < deadline:  # killing is asked for, and happens a little later
-            first.reward(())
+        ask_for_a_minute(first)
     assert second.reward(()).valid
     first.close()
     deadline = time.monotonic() + 60
