@@ -360,6 +360,13 @@ class View:
         self._world.delete(table, row_id)
         self.resized.add(table)
 
+    def peek(self) -> Contents:
+        """Return all rows that the call may read, unnoted: for code that runs elsewhere and says what it read."""
+        found: Contents = {}
+        for table in sorted(self._reads):
+            found[table] = {row["id"]: row for row in self._world.rows(table)}
+        return found
+
     @property
     def written(self) -> Set[tuple[str, str]]:
         """Rows that were added, changed or removed, as (table, id)."""

@@ -19,13 +19,19 @@ def domain_names() -> tuple[str, ...]:
 def find_domain(name: str) -> Domain:
     """Return a domain. It is built once: domains do not change.
 
+    Args:
+        name: of a template domain, or the path of a written one's JSON file (see `stackloom env write`).
+
     Raises:
         ConfigError: there is none of this name.
+        SandboxRefused: the rules of a written domain cannot be contained on this machine.
 
     Example:
         >>> find_domain("retail").title
         'An online shop'
     """
+    if name.endswith(".json"):
+        return _written(Path(name))
     if name not in domain_names():
         raise ConfigError(
             f"there is no domain {name!r}",
@@ -36,3 +42,10 @@ def find_domain(name: str) -> Domain:
     found = module.domain()
     assert isinstance(found, Domain)
     return found
+
+
+def _written(path: Path) -> Domain:
+    from stackloom.environments.sandbox import open_sandbox
+    from stackloom.environments.writing.sheet import read_sheet
+
+    return read_sheet(path).domain(open_sandbox())

@@ -14,7 +14,7 @@ from stackloom.output import console, print_json, print_table
 if TYPE_CHECKING:
     from stackloom.environments.factory import BuiltTask
 
-DOMAIN = typer.Argument(help="Name of a domain; `stackloom env list` shows them.")
+DOMAIN = typer.Argument(help="Name of a domain (`stackloom env list` shows them), or a written one's JSON file.")
 SEED = typer.Option("0", "--seed", help="Any word; equal seeds give equal worlds.")
 TOOLS = typer.Option(24, "--tools", help="How many tools the agent sees, 3 to 60.")
 WITHHELD = typer.Option(
@@ -26,10 +26,10 @@ JSON = typer.Option(False, "--json", help="Print JSON.")
 def register(app: typer.Typer) -> None:
     """Add the verb and its parts."""
     env = typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, help="Tool worlds: list, build, show, play, verify, serve."
+        no_args_is_help=True, rich_markup_mode=None, help="Tool worlds: list, build, show, play, verify, serve, write."
     )
     parts = ((list_domains, "list"), (build, "build"), (show, "show"), (play, "play"), (verify, "verify"))
-    for verb, name in (*parts, (mcp, "mcp"), (serve, "serve")):
+    for verb, name in (*parts, (mcp, "mcp"), (serve, "serve"), (write, "write")):
         env.command(name)(verb)
     app.add_typer(env, name="env")
 
@@ -276,6 +276,54 @@ def verify(
             typer.secho(line, fg=typer.colors.RED)
     if wrong:
         raise typer.Exit(1)
+
+
+def write(
+    name: str = typer.Argument(help="Name of the new domain, such as bike_rental."),
+    about: str = typer.Option(..., help="What it is about, in a sentence or more."),
+    out: Path = typer.Option(None, help="File to write; the default is NAME.json. Other verbs take it as a domain."),
+    endpoint: list[str] = typer.Option(
+        ..., "--endpoint", "-e", help="URL of an OpenAI-compatible server, up to /v1; several share the load."
+    ),
+    model: str = typer.Option(None, help="The model's name on the servers; default: the first they list."),
+    repairs: int = typer.Option(3, min=0, max=10, help="Most times that problems are sent back to the model."),
+    max_tokens: int = typer.Option(16_384, min=256, help="Most tokens of one reply."),
+    api_key_env: str = typer.Option("OPENAI_API_KEY", help="Environment variable that holds the servers' key."),
+    sandbox: str = typer.Option(
+        "bubblewrap", help='Where its code runs: "bubblewrap", or "module:Class" of a stronger tier.'
+    ),
+) -> None:
+    """Let a model write a domain: tables, rules and their unit tests, repaired until every check passes.
+
+    The rules are code that nobody has read: they run in the sandbox, now and whenever the domain is used.
+    """
+    import asyncio
+    import os
+    from dataclasses import replace
+
+    from stackloom.environments.sandbox import open_sandbox
+    from stackloom.environments.writing.writer import SAMPLING, Round, Written, write_domain
+    from stackloom.thinking import open_model
+
+    path = out or Path(f"{name}.json")
+    if path.suffix != ".json":
+        raise ConfigError("a written domain is a .json file", where="--out", fix=f"{path}.json")
+    contained = open_sandbox(sandbox)
+
+    def tell(made: Round) -> None:
+        what = f"repair {made.number}" if made.number else "first writing"
+        typer.echo(f"{what}: {f'{len(made.problems)} problems' if made.problems else 'every check passes'}", err=True)
+        for problem in made.problems:
+            typer.echo(f"  {problem}", err=True)
+
+    async def go() -> Written:
+        async with open_model(endpoint, model=model, api_key=os.environ.get(api_key_env, "")) as asked:
+            sampling = replace(SAMPLING, max_tokens=max_tokens)
+            return await write_domain(asked, name, about, contained, repairs=repairs, sampling=sampling, seen=tell)
+
+    written = asyncio.run(go())
+    _write(path, written.sheet.model_dump_json(indent=1, by_alias=True, exclude_defaults=True) + "\n")
+    typer.echo(f"next: stackloom env verify {path}")
 
 
 def _built(domain: str, seed: str, tools: int, withheld: float) -> BuiltTask:

@@ -23,7 +23,7 @@ ARROWS = {
     "kernels": ({"kernels"}, {"torch", "triton"}),
     "environments": (
         {"core", "environments"},
-        {"sqlalchemy", "gymnasium", "mcp", "mcp_types", "anyio", "uvicorn", "httpx", "pyseccomp"},
+        {"pydantic", "sqlalchemy", "gymnasium", "mcp", "mcp_types", "anyio", "uvicorn", "httpx", "pyseccomp"},
     ),
     "plugins": ({"core", "kernels", "environments", "plugins"}, None),  # None: what the manifest's [needs] names
     "sdk": ({"core", "registry", "kernels", "environments", "plugins", "sdk"}, None),
