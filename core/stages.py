@@ -239,13 +239,16 @@ class Evaluate(StageConfig):
 
     kind = "evaluate"
     read_with = {  # noqa: RUF012 - the base declares the ClassVar
-        "environment": ("reasoner", "split", "tasks", "turns", "max_tokens", "temperature"),
+        "environment": ("reasoner", "context", "split", "tasks", "turns", "max_tokens", "temperature"),
         "data": ("sequences", "sequence_length"),
     }
 
     environment: Annotated[Ref | ComponentConfig | None, RefTo("environment")] = option(None, "tasks to attempt")
     reasoner: Annotated[Ref | ComponentConfig | None, RefTo("reasoner")] = option(
         None, "how attempts become one answer; null makes a single attempt"
+    )
+    context: Annotated[Ref | ComponentConfig | None, RefTo("context")] = option(
+        None, "what an attempt that grows too long keeps in sight; null keeps all"
     )
     data: Annotated[Ref | ComponentConfig | None, RefTo("data")] = option(None, "text whose perplexity is measured")
     split: Literal["train", "held-out"] = option("held-out", "which of the environment's tasks")

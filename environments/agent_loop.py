@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from stackloom.core.chat import Message, Parsed, ToolCall, find_format, parse_tool_calls
-from stackloom.core.errors import ConfigError, FitError
+from stackloom.core.errors import ConfigError, EngineError, FitError
 from stackloom.core.generation import (
     ChatModel,
     ChatRequest,
@@ -20,6 +20,7 @@ from stackloom.core.generation import (
     Request,
     Sampling,
 )
+from stackloom.core.slots.context import Context, Seen
 from stackloom.core.slots.environment import Episode, Reward, Task, ToolError
 from stackloom.core.slots.reasoner import Attempt
 from stackloom.environments.users import User, whole_reply
@@ -42,6 +43,22 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+TOKENS_PER_CHARACTER = 0.25  # of English, until a server has counted a prompt
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of an attempt in which each prompt extends the one before, token by token.
+
+    Attributes:
+        token_ids: each token as the model read or wrote it; empty behind a chat endpoint.
+        loss_mask: per token, whether the model generated it; same length as token_ids.
+        logprobs: natural log-probability of each generated token, in order.
+    """
+
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -51,14 +68,16 @@ class Transcript:
     Attributes:
         task: what was attempted.
         messages: what the agent, its tools and the user said, after the task's own messages.
-        token_ids: the whole conversation, each token as the model read or wrote it, never rendered again; empty
-            behind a chat endpoint.
+        token_ids: the whole conversation, or what of it followed the last cut of its context: each token as the model
+            read or wrote it, never rendered again; empty behind a chat endpoint.
         loss_mask: per token, whether the model generated it; same length as token_ids.
         logprobs: natural log-probability of each generated token, in order.
         finish: "answered" for a message without tool calls, "turns" when its last permitted message still called tools,
             "tokens" when a message was cut, "context" when the model's context was full, be it by the task alone,
             "failed" when the environment itself raised.
         failure: what the environment raised; empty unless failed.
+        earlier: what preceded each cut of the context, with the summary that was written there; to be trained on
+            as samples of their own that share the attempt's advantage.
     """
 
     task: Task
@@ -68,18 +87,25 @@ class Transcript:
     logprobs: tuple[float, ...]
     finish: Finish
     failure: str = ""
+    earlier: tuple[Segment, ...] = ()
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """All stretches in order."""
+        return (*self.earlier, Segment(self.token_ids, self.loss_mask, self.logprobs))
 
     @property
     def tokens(self) -> int:
-        """Number of generated tokens."""
-        return sum(self.loss_mask)
+        """Number of generated tokens, summaries included."""
+        return sum(sum(segment.loss_mask) for segment in self.segments)
 
     def attempt(self, episode: Episode) -> Attempt:
         """Have the episode judge the transcript; a failure of its own is masked, never scored 0."""
         reward, answer = judge(episode, self.messages)
         if self.failure:
             reward, answer = Reward(0.0, valid=False, reason=self.failure), None
-        logprob = math.fsum(self.logprobs) / len(self.logprobs) if self.logprobs else None
+        logprobs = [each for segment in self.segments for each in segment.logprobs]
+        logprob = math.fsum(logprobs) / len(logprobs) if logprobs else None
         return Attempt(answer, self.messages, self.tokens, reward, logprob)
 
 
@@ -96,6 +122,7 @@ async def play(
     key: str,
     user: User | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    context: Context | None = None,
 ) -> Transcript:
     """Let a model attempt a task, token in and token out.
 
@@ -117,6 +144,8 @@ async def play(
         user: answers messages without calls; the default is the episode's own `user`, if it has one. Without a user
             such a message is the answer.
         limits: of tool calls.
+        context: decides before each message but the first what of the attempt stays in sight; the default keeps all.
+            Whoever judges the attempt sees every message, cut or not.
 
     Raises:
         ConfigError: turns or tokens below 1, an unknown tool format, or what the generator refuses but a full context.
@@ -129,7 +158,7 @@ async def play(
     """
     find_format(tool_format)
     voice = _TokenVoice(task, generator, tokenizer, tool_format)
-    return await _attempt(task, episode, voice, sampling, turns, tokens, key, user, limits)
+    return await _attempt(task, episode, voice, sampling, turns, tokens, key, user, limits, context)
 
 
 async def play_chat(
@@ -143,6 +172,7 @@ async def play_chat(
     key: str,
     user: User | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    context: Context | None = None,
 ) -> Transcript:
     """Let a model behind a chat endpoint attempt a task; see `play`.
 
@@ -151,7 +181,7 @@ async def play_chat(
     Raises:
         ServerError: the server failed; nothing is wrong with the attempt, which must not be scored.
     """
-    return await _attempt(task, episode, _ChatVoice(task, model), sampling, turns, tokens, key, user, limits)
+    return await _attempt(task, episode, _ChatVoice(task, model), sampling, turns, tokens, key, user, limits, context)
 
 
 async def _attempt(
@@ -164,11 +194,13 @@ async def _attempt(
     key: str,
     user: User | None,
     limits: Limits,
+    context: Context | None,
 ) -> Transcript:
     if turns < 1 or (tokens is not None and tokens < 1):
         raise ConfigError(f"turns and tokens are at least 1, got {turns} and {tokens}", where="agent_loop.play")
     user = user or getattr(episode, "user", None)
     said: list[Message] = []
+    sight = _Sight(task, voice, context) if context else None
     for turn in range(turns):
         room = sampling.max_tokens if tokens is None else min(sampling.max_tokens, tokens - voice.generated)
         if room < 1:
@@ -190,8 +222,13 @@ async def _attempt(
                 return voice.close(said, "answered")
             heard = [Message("user", reply)]
         said += heard
-        if turn < turns - 1:
+        if turn == turns - 1:
+            break
+        if sight is None:
             voice.hear(heard)
+        else:
+            room = sampling.max_tokens if tokens is None else min(sampling.max_tokens, tokens - voice.generated)
+            await sight.go_on(said[-1 - len(heard) :], replace(sampling, max_tokens=room), f"{key}/{turn}/summary")
     return voice.close(said, "turns")
 
 
@@ -254,10 +291,73 @@ async def _run_call(episode: Episode, call: ToolCall, seconds: float | None) -> 
         return None, f"{what} took longer than {seconds:g} s"
 
 
+class _Sight:
+    """What of an attempt the model still sees, kept by a component of slot `context`."""
+
+    def __init__(self, task: Task, voice: _Voice, context: Context) -> None:
+        self._question, self._voice, self._context = task.messages, voice, context
+        self._since: list[Message] = []
+        self._turns = 0
+
+    async def go_on(self, new: Sequence[Message], sampling: Sampling, key: str) -> None:
+        """Take in the model's message and what followed it; then leave it all, or cut it."""
+        voice, heard = self._voice, new[1:]
+        self._since += new
+        self._turns += 1
+        mark = voice.mark()
+        voice.hear(heard)
+        asked = False
+
+        async def ask(message: Message) -> str:
+            nonlocal asked
+            if asked:
+                raise EngineError("a context asks once per turn", where="context")
+            asked = True
+            if sampling.max_tokens < 1:
+                return ""
+            voice.back(mark)
+            voice.hear([*heard, message])
+            try:
+                parsed, cut = await voice.say(sampling, key)
+            except ContextFull:
+                return ""
+            return "" if cut else parsed.text.strip()
+
+        seen = Seen(self._question, tuple(self._since), voice.size, self._turns, voice.measure)
+        cut = await self._context.manage(seen, ask)
+        if cut is not None:
+            voice.restart(cut.messages)
+            self._since = list(cut.messages)
+            self._turns = 0 if cut.restart else self._turns
+        elif asked:  # nothing came of it: what was asked and answered is gone
+            voice.restart(self._since)
+
+
 class _Voice(Protocol):
     """How a model says its messages and hears what follows."""
 
     generated: int
+
+    @property
+    def size(self) -> int:
+        """Tokens of the next prompt."""
+        ...
+
+    def mark(self) -> int:
+        """Return a place that `back` can go to."""
+        ...
+
+    def back(self, mark: int) -> None:
+        """Forget what was heard since."""
+        ...
+
+    def measure(self, messages: Sequence[Message]) -> int:
+        """Return the tokens of the task's messages and these."""
+        ...
+
+    def restart(self, messages: Sequence[Message]) -> None:
+        """See the task's messages and these from now on, and nothing else."""
+        ...
 
     async def say(self, sampling: Sampling, key: str) -> tuple[Parsed, Finish | None]:
         """Return the next message, and how it was cut if it was."""
@@ -277,11 +377,42 @@ class _TokenVoice:
 
     def __init__(self, task: Task, generator: Generator, tokenizer: ChatTokenizer, tool_format: str) -> None:
         self._task, self._generator, self._tokenizer, self._format = task, generator, tokenizer, tool_format
-        self._ids = tokenizer.render(task.messages, reply=True)
+        self.generated = 0
+        self._earlier: list[Segment] = []
+        self._begin(())
+
+    def _begin(self, messages: Sequence[Message]) -> None:
+        self._before = (*self._task.messages, *messages)
+        self._ids = self._tokenizer.render(self._before, reply=True)
         self._opening = tuple(self._ids)
         self._mask = [False] * len(self._ids)
-        self.generated = self._last = 0
+        self._last = 0
         self._logprobs: list[float] = []
+
+    @property
+    def size(self) -> int:
+        """Tokens of the next prompt."""
+        return len(self._ids)
+
+    def mark(self) -> int:
+        """Return a place that `back` can go to."""
+        return len(self._ids)
+
+    def back(self, mark: int) -> None:
+        """Forget what was heard since."""
+        del self._ids[mark:], self._mask[mark:]
+
+    def measure(self, messages: Sequence[Message]) -> int:
+        """Return the tokens of the task's messages and these."""
+        return len(self._tokenizer.render([*self._task.messages, *messages], reply=True))
+
+    def restart(self, messages: Sequence[Message]) -> None:
+        """See the task's messages and these from now on, and nothing else."""
+        self._earlier.append(self._segment())
+        self._begin(messages)
+
+    def _segment(self) -> Segment:
+        return Segment(tuple(self._ids), tuple(self._mask), tuple(self._logprobs))
 
     async def say(self, sampling: Sampling, key: str) -> tuple[Parsed, Finish | None]:
         """Generate a message."""
@@ -306,7 +437,7 @@ class _TokenVoice:
 
         It is rendered behind an empty message, so that what the model wrote is not tokenized again.
         """
-        whole = self._tokenizer.render([*self._task.messages, Message("assistant"), *messages], reply=True)
+        whole = self._tokenizer.render([*self._before, Message("assistant"), *messages], reply=True)
         if tuple(whole[: len(self._opening)]) != self._opening:
             raise FitError(
                 "the chat template changes what the model has already read once tools answer, so the tokens of an "
@@ -332,6 +463,7 @@ class _TokenVoice:
             logprobs=tuple(self._logprobs),
             finish=finish,
             failure=failure,
+            earlier=tuple(self._earlier),
         )
 
 
@@ -342,12 +474,36 @@ class _ChatVoice:
         self._task, self._model = task, model
         self._messages = list(task.messages)
         self.generated = 0
+        self._per_character = TOKENS_PER_CHARACTER
+
+    @property
+    def size(self) -> int:
+        """Tokens of the next prompt, estimated from the last one that the server counted."""
+        return math.ceil(self._per_character * _characters(self._messages))
+
+    def mark(self) -> int:
+        """Return a place that `back` can go to."""
+        return len(self._messages)
+
+    def back(self, mark: int) -> None:
+        """Forget what was heard since."""
+        del self._messages[mark:]
+
+    def measure(self, messages: Sequence[Message]) -> int:
+        """Return the tokens of the task's messages and these, estimated likewise."""
+        return math.ceil(self._per_character * _characters([*self._task.messages, *messages]))
+
+    def restart(self, messages: Sequence[Message]) -> None:
+        """See the task's messages and these from now on, and nothing else."""
+        self._messages = [*self._task.messages, *messages]
 
     async def say(self, sampling: Sampling, key: str) -> tuple[Parsed, Finish | None]:
         """Ask for a message."""
         request = ChatRequest(tuple(self._messages), tuple(self._task.tools), sampling, key=key)
         reply = await whole_reply(self._model, request)
         self.generated += reply.tokens
+        if reply.prompt_tokens:
+            self._per_character = reply.prompt_tokens / max(1, _characters(self._messages))
         self._messages.append(reply.message)
         cut: Finish | None = "tokens" if reply.finish == "length" else None
         return Parsed(reply.message.content.strip(), reply.message.tool_calls, reply.errors), cut
@@ -359,3 +515,8 @@ class _ChatVoice:
     def close(self, said: Sequence[Message], finish: Finish, failure: str = "") -> Transcript:
         """Return the finished transcript."""
         return Transcript(self._task, tuple(said), (), (), (), finish, failure)
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    calls = (call for message in messages for call in message.tool_calls)
+    return sum(len(message.content) for message in messages) + sum(len(str(call.arguments)) for call in calls)

@@ -56,7 +56,7 @@ def run(ctx: StageContext) -> Artifact:
 async def _attempt_all(
     ctx: StageContext, options: Evaluate, model: Any, tokenizer: Any, environment: Any
 ) -> dict[str, Any]:
-    reasoner = ctx.component("reasoner")
+    reasoner, context = ctx.component("reasoner"), ctx.component("context")
     chat = HFChatTokenizer(tokenizer)
     tasks = environment.tasks(options.split, options.tasks)
     sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=ctx.stage.seed)
@@ -68,7 +68,14 @@ async def _attempt_all(
             asked = task if messages is None else replace(task, messages=tuple(messages))
             episode = environment.start(task)
             transcript = await play(
-                asked, episode, engine, chat, sampling=sampling, turns=options.turns, key=f"{task.id}/{index}"
+                asked,
+                episode,
+                engine,
+                chat,
+                sampling=sampling,
+                turns=options.turns,
+                key=f"{task.id}/{index}",
+                context=context,
             )
             ended[transcript.finish] += 1
             return transcript.attempt(episode)

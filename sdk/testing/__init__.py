@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stackloom.testing.comparison import relative_error
     from stackloom.testing.contracts.adapter import AdapterContract
     from stackloom.testing.contracts.attention import AttentionContract
+    from stackloom.testing.contracts.context import ContextContract
     from stackloom.testing.contracts.data import DataContract
     from stackloom.testing.contracts.environment import ByteChat, EnvironmentContract, ScriptedGenerator
     from stackloom.testing.contracts.model import ModelContract
@@ -36,6 +37,7 @@ _HOMES = {
     "stackloom.testing.comparison": ("relative_error",),
     "stackloom.testing.contracts.adapter": ("AdapterContract",),
     "stackloom.testing.contracts.attention": ("AttentionContract",),
+    "stackloom.testing.contracts.context": ("ContextContract",),
     "stackloom.testing.contracts.data": ("DataContract",),
     "stackloom.testing.contracts.environment": ("ByteChat", "EnvironmentContract", "ScriptedGenerator"),
     "stackloom.testing.contracts.model": ("ModelContract",),
@@ -56,6 +58,7 @@ __all__ = [
     "AdapterContract",
     "AttentionContract",
     "ByteChat",
+    "ContextContract",
     "DataContract",
     "EnvironmentContract",
     "ModelContract",
