@@ -1,6 +1,6 @@
 """Attempts longer than the context: four ways of cutting them, planned, or run on some tasks.
 
-`python examples/long_search.py` plans each and runs nothing; `python examples/long_search.py 4` attempts 4 tasks each way.
+`python examples/long_search.py` plans each and runs nothing; with `4` behind it, 4 tasks are attempted each way.
 """
 
 import sys
