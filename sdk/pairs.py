@@ -144,18 +144,24 @@ def _is_plain(value: object) -> bool:
     return True
 
 
-def compose(picks: Mapping[str, str], places: Places, model_slots: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def compose(
+    picks: Mapping[str, str],
+    options: Mapping[str, Mapping[str, Any]],
+    model_slots: Mapping[str, Sequence[str]],
+    sizes: Mapping[str, int] = TINY,
+) -> dict[str, Any]:
     """A stack of `picks` as plain data: the fewest stages that hold them, what they need besides from the baseline.
 
     Args:
         picks: plugin by slot.
-        places: what the plugins need.
+        options: what plugins need besides their defaults, by id.
         model_slots: options of each model plugin that take a plugin, by the model's id: the slots' names.
+        sizes: options of stages, where a stage has them.
     """
 
     def ref(slot: str) -> dict[str, Any]:
         plugin = picks.get(slot, BASELINE.get(slot, ""))
-        return {"use": plugin, **places.options.get(plugin, {})}
+        return {"use": plugin, **options.get(plugin, {})}
 
     model = ref("model")
     model |= {slot: ref(slot) for slot in model_slots.get(model["use"], ()) if slot in picks}
@@ -169,7 +175,7 @@ def compose(picks: Mapping[str, str], places: Places, model_slots: Mapping[str, 
         if not held - taken - {"data"} and kind != fallback:
             continue
         required = set(stage.model_json_schema().get("required", ()))
-        options: dict[str, Any] = {
+        given: dict[str, Any] = {
             name: [ref(slot)] if many else ref(slot)
             for name, (slot, many) in slots.items()
             if slot in held
@@ -181,12 +187,12 @@ def compose(picks: Mapping[str, str], places: Places, model_slots: Mapping[str, 
         for owner, names in stage.read_with.items():
             for name in names:
                 owners.setdefault(name, set()).add(owner)
-        options |= {
+        given |= {
             name: size
-            for name, size in TINY.items()
-            if name in stage.model_fields and (name not in owners or owners[name] & options.keys())
+            for name, size in sizes.items()
+            if name in stage.model_fields and (name not in owners or owners[name] & given.keys())
         }
-        stages.append({kind: options})
+        stages.append({kind: given})
         taken |= held
     trackers = [ref("tracker")] if "tracker" in picks else []
     frame = {"name": "pair", "resources": {"device": "cpu", "dtype": "float32"}, "model": model, "stages": stages}
@@ -292,7 +298,7 @@ class _Runner:
 
         began = time.perf_counter()
         self.count += 1
-        data = compose(picks, self.places, _model_slots(self.registry, self.places))
+        data = compose(picks, self.places.options, model_slots(self.registry, self.places.plugins.get("model", ())))
         outcome: Outcome = "ran"
         reason = ""
         try:
@@ -361,14 +367,15 @@ def summary(rows: Sequence[PairRow]) -> str:
     return "\n".join(lines)
 
 
-def _model_slots(registry: Registry, places: Places) -> dict[str, list[str]]:
+def model_slots(registry: Registry, models: Sequence[str]) -> dict[str, list[str]]:
+    """Slots that each model plugin takes, by its id."""
     return {
         model: [
             spec["slot"]
             for spec in load_config(registry.get(model)).model_json_schema()["properties"].values()
             if "slot" in spec
         ]
-        for model in places.plugins.get("model", ())
+        for model in models
     }
 
 

@@ -15,7 +15,11 @@ import yaml
 from stackloom.core.errors import ConfigError, EngineError
 from stackloom.site.pages import Contents, pages
 
-ASSETS = {"assets/site.css": "site.css.tmpl", "assets/site.js": "site.js.tmpl"}
+ASSETS = {
+    "assets/site.css": "site.css.tmpl",
+    "assets/site.js": "site.js.tmpl",
+    "assets/composer.js": "composer.js.tmpl",
+}
 THEME: dict[str, Any] = {
     "theme": {
         "name": "material",

@@ -11,9 +11,12 @@ from typing import Any
 
 from stackloom.core.catalogue import PluginRecord
 from stackloom.core.slots import slots
+from stackloom.pairs import read
 from stackloom.registry import Registry
+from stackloom.site.composer import composer_page
 from stackloom.site.facts import Facts, gather
 from stackloom.site.markdown import NO_EVIDENCE, badge, first_sentence_upper, interval, number, table, verdict
+from stackloom.site.pairs_page import pairs_page
 from stackloom.site.plugin_page import plugin_page
 
 
@@ -28,6 +31,8 @@ class Contents:
         stacks: example stacks with the text of their plan.
         bench: folder of benchmark rows; may be absent.
         faults: folder of fault tests; may be absent.
+        pairs: file of `stackloom pairs --out`; may be absent.
+        grid: file of the composer's grid; may be absent.
     """
 
     registry: Registry
@@ -36,6 +41,8 @@ class Contents:
     stacks: Sequence[tuple[Path, str]] = ()
     bench: Path | None = None
     faults: Path | None = None
+    pairs: Path | None = None
+    grid: Path | None = None
 
 
 def pages(contents: Contents) -> Iterator[tuple[str, str]]:
@@ -55,6 +62,10 @@ def pages(contents: Contents) -> Iterator[tuple[str, str]]:
         yield f"papers/{paper}.md", paper_page([facts for facts in found if facts.paper and facts.paper_file == paper])
     yield "explore/matrix.md", matrix(found)
     yield "explore/compare.md", compare(found)
+    if contents.pairs:
+        yield "explore/pairs.md", pairs_page(read(contents.pairs), found)
+    if contents.grid:
+        yield "explore/composer.md", composer_page(contents.grid, "../assets/grid.js")
     if contents.stacks:
         yield "explore/stacks.md", stacks(contents.stacks)
     if contents.faults:
