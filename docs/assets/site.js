@@ -39,7 +39,7 @@
       const key = row => text(row.cells[columns.indexOf(order.value)]);
       shown.sort((a, b) => order.value === "plugin" ? key(a).localeCompare(key(b)) : key(b).replace("-", "").localeCompare(key(a).replace("-", "")) || text(a.cells[0]).localeCompare(text(b.cells[0])));
       body.replaceChildren(...shown);
-      count.textContent = `${shown.length} of ${rows.length} plugins`;
+      count.textContent = `${shown.length} of ${rows.length} rows`;
     };
     place.addEventListener("change", update);
     update();
@@ -79,6 +79,8 @@
   document.addEventListener("DOMContentLoaded", () => {
     document.querySelectorAll(".facets").forEach(facets);
     document.querySelectorAll(".compare").forEach(compare);
-    document.querySelectorAll("[id^=__toc], .md-typeset__scrollwrap").forEach(wrap => wrap.tabIndex = 0);
+    document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
+    for (const head of document.querySelectorAll("th:empty")) head.replaceWith(document.createElement("td"));
+    for (const wide of document.querySelectorAll(".md-typeset__table, .md-typeset__scrollwrap, .md-typeset pre > code")) wide.tabIndex = 0;
   });
 })();

@@ -24,7 +24,7 @@ THEME: dict[str, Any] = {
     "theme": {
         "name": "material",
         "font": False,
-        "features": ["navigation.sections", "content.code.copy", "search.suggest"],
+        "features": ["navigation.sections", "search.suggest"],
         "palette": [
             {
                 "media": "(prefers-color-scheme: light)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import http.server
 import os
@@ -11,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -47,6 +49,10 @@ class Below(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+    def copyfile(self, source, outputfile) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a closed page asks for nothing more
+            super().copyfile(source, outputfile)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,9 @@ def visit(browser, site: str) -> Iterator[Open]:
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("response", lambda answer: problems.append(answer.url) if answer.status >= 400 else None)
-        page.on("request", lambda ask: None if ask.url.startswith((site, "data:", "blob:")) else problems.append(ask.url))
+        page.on(
+            "request", lambda ask: None if ask.url.startswith((site, "data:", "blob:")) else problems.append(ask.url)
+        )
         page.goto(site + path, wait_until="networkidle")
         return page
 
@@ -109,7 +117,8 @@ def test_a_page_is_accessible_and_no_wider_than_the_screen(visit: Open, path: st
 
 def test_search_finds_a_plugin(visit: Open) -> None:
     page = visit("index.html")
-    page.locator("label[for=__search]").first.click() if not page.locator("input.md-search__input").is_visible() else None
+    if not page.locator("input.md-search__input").is_visible():
+        page.locator("label[for=__search]").first.click()
     page.locator("input.md-search__input").fill("mona")
     page.locator(".md-search-result__link").first.wait_for()
     links = page.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
@@ -190,9 +199,9 @@ def test_no_link_of_the_site_is_broken(site: str) -> None:
     dead = []
     for page in folder.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        if page.name == "404.html" or "evidence" in page.parts:
+        if page.name == "404.html":  # its links start at the root
             continue
-        for target in re.findall(r'(?:href|src)="?([^"#?\s>]+)', text):
-            if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists():
+        for target in re.findall(r'(?:href|src)="([^"#?]+)', text):
+            if not re.match(r"[a-z]+:", target) and not (page.parent / unquote(target)).exists():
                 dead.append(f"{page.relative_to(folder)} -> {target}")
     assert dead == []
