@@ -17,8 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    stack: Path = typer.Argument(
-        help="A stack (YAML) or a saved plan (JSON), which is checked against what is installed."
+    stack: str = typer.Argument(
+        help="A stack (YAML), a link from the composer, whose fragment holds one and from which nothing is fetched, or "
+        "a saved plan (JSON), which is checked against what is installed."
     ),
     device: str = typer.Option(None, help="Plan for this device: h100, a100, cpu, ...; see `stackloom show h100`."),
     save: Path = typer.Option(None, help="Write the plan to this file."),
@@ -26,20 +27,21 @@ def plan(
 ) -> None:
     """Resolve a stack and print its picks, fits, costs and conflicts. Exit code 1 when it cannot work."""
     from stackloom.core.errors import ConfigError
+    from stackloom.fragment import decode, is_link
     from stackloom.plan_table import plan_table
     from stackloom.stack import Plan, Stack
 
     swept: Mapping[str, Sequence[object]] = {}
     with registry() as opened:
-        if stack.suffix == ".json":
+        if not is_link(stack) and stack.endswith(".json"):
             if device:
                 raise ConfigError(
-                    "a saved plan has its device", where=str(stack), fix="plan the stack file for another device"
+                    "a saved plan has its device", where=stack, fix="plan the stack file for another device"
                 )
-            made = Plan.from_file(stack)
+            made = Plan.from_file(Path(stack))
             made.verify(opened)
         else:
-            read = Stack.from_file(stack)
+            read = Stack.from_yaml(decode(stack)) if is_link(stack) else Stack.from_file(stack)
             made, swept = read.plan(device=device, catalogue=opened), read.spec.sweep
     if save:
         made.save(save)
