@@ -23,7 +23,7 @@ demo: install  ## Run the main job: teach a small model to use a tool, quantize 
 	$(BIN)/stackloom run examples/tool_agent.yaml
 
 test: install  ## Run the fast tests.
-	$(BIN)/python -m pytest -m "not slow and not gpu and not faults"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not faults and not browser"
 
 slow: install  ## Run the slow and the fault tests.
 	@$(PIP) -e '.[ray]'
@@ -41,7 +41,7 @@ types: install  ## Check types, strictly, as an installed package sees them.
 check: lint types test  ## Lint, check types, and run the fast tests.
 
 docs: install  ## Build the documentation into site/.
-	@$(PIP) -e '.[docs]'
+	@$(PIP) -e '.[docs,browser]'
 	$(BIN)/python docs/build.py
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"

@@ -117,9 +117,8 @@ def test_a_page_is_accessible_and_no_wider_than_the_screen(visit: Open, path: st
 
 def test_search_finds_a_plugin(visit: Open) -> None:
     page = visit("index.html")
-    if not page.locator("input.md-search__input").is_visible():
-        page.locator("label[for=__search]").first.click()
-    page.locator("input.md-search__input").fill("mona")
+    page.locator("input.md-search__input").click()
+    page.locator("input.md-search__input").press_sequentially("mona")
     page.locator(".md-search-result__link").first.wait_for()
     links = page.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
     assert any("optimizer.mona.html" in link for link in links)
@@ -160,14 +159,14 @@ def test_two_plugins_stand_side_by_side(visit: Open) -> None:
 def test_the_composer_blocks_with_a_reason_and_exports_what_plans(visit: Open, stackloom, tmp_path: Path) -> None:
     page = visit("explore/composer.html")
     said = page.locator("[data-output=verdict]")
-    page.get_by_label("device", exact=True).select_option("h100")
-    page.get_by_label("adapter", exact=True).select_option("adapter.lora")
-    page.get_by_label("transform", exact=True).select_option("transform.wisca")
+    page.locator("select[name=device]").select_option("h100")
+    page.locator("select[name=adapter]").select_option("adapter.lora")
+    page.locator("select[name=transform]").select_option("transform.wisca")
     assert "frozen" in said.inner_text()
     assert "adapter.lora" in said.inner_text()
-    assert "(blocked)" in page.get_by_label("transform", exact=True).locator("option:checked").inner_text()
-    page.get_by_label("transform", exact=True).select_option("")
-    page.get_by_label("quantizer", exact=True).select_option("quantizer.rtn")
+    assert "(blocked)" in page.locator("select[name=transform]").locator("option:checked").inner_text()
+    page.locator("select[name=transform]").select_option("")
+    page.locator("select[name=quantizer]").select_option("quantizer.rtn")
     assert said.inner_text() == "Fits."
     stack = tmp_path / "stack.yaml"
     stack.write_text(page.locator("[data-output=yaml]").inner_text())
