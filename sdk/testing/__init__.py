@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stackloom.testing.comparison import relative_error
     from stackloom.testing.contracts.adapter import AdapterContract
+    from stackloom.testing.contracts.algorithm import AlgorithmContract
     from stackloom.testing.contracts.attention import AttentionContract
     from stackloom.testing.contracts.context import ContextContract
     from stackloom.testing.contracts.data import DataContract
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "stackloom.testing.comparison": ("relative_error",),
     "stackloom.testing.contracts.adapter": ("AdapterContract",),
+    "stackloom.testing.contracts.algorithm": ("AlgorithmContract",),
     "stackloom.testing.contracts.attention": ("AttentionContract",),
     "stackloom.testing.contracts.context": ("ContextContract",),
     "stackloom.testing.contracts.data": ("DataContract",),
@@ -56,6 +58,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AdapterContract",
+    "AlgorithmContract",
     "AttentionContract",
     "ByteChat",
     "ContextContract",
