@@ -135,6 +135,7 @@ class PoolEpisode:
     def __init__(self, pool: EnvironmentPool, place: int, name: str, *, has_user: bool) -> None:
         self._pool, self.place, self._name, self._closed = pool, place, name, False
         self.user = self if has_user else None
+        self._judged: tuple[tuple[Message, ...], str | None] | None = None  # the last transcript and its answer
 
     def call(self, call: ToolCall) -> str:
         """Run a tool.
@@ -143,6 +144,7 @@ class PoolEpisode:
             ToolError: what the agent got wrong.
             HostLost: the actor died, hung or failed; the attempt is masked.
         """
+        self._judged = None
         erred, text = self._pool.ask(self.place, "call", self._name, call)
         if erred:
             raise ToolError(text)
@@ -154,12 +156,16 @@ class PoolEpisode:
         return found
 
     def reward(self, transcript: Sequence[Message]) -> Reward:
-        """Have the attempt judged where it lives."""
-        found: Reward = self._pool.ask(self.place, "judged", self._name, tuple(transcript))[0]
-        return found
+        """Have the attempt judged where it lives; its answer is kept for `answer`."""
+        reward: Reward
+        reward, answer = self._pool.ask(self.place, "judged", self._name, tuple(transcript))
+        self._judged = tuple(transcript), answer
+        return reward
 
     def answer(self, transcript: Sequence[Message]) -> str | None:
         """Return the final answer in a form that equal answers share."""
+        if self._judged is not None and self._judged[0] == tuple(transcript):
+            return self._judged[1]
         found: str | None = self._pool.ask(self.place, "judged", self._name, tuple(transcript))[1]
         return found
 

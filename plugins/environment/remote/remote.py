@@ -140,6 +140,7 @@ class RemoteEpisode:
 
     def __init__(self, remote: Remote, lease: str, *, has_user: bool) -> None:
         self._remote, self.lease, self.closed = remote, lease, False
+        self._judged: tuple[list[dict[str, Any]], str | None] | None = None  # the last transcript and its answer
         self.user = RemoteUser(remote, lease) if has_user else None
 
     def call(self, call: ToolCall) -> str:
@@ -149,6 +150,7 @@ class RemoteEpisode:
             ToolError: what the agent got wrong.
             Lost: the server or the environment failed; the attempt is masked.
         """
+        self._judged = None
         body = {"name": call.name, "arguments": dict(call.arguments), "id": call.id}
         try:
             found = self._remote.ask("POST", f"/leases/{self.lease}/calls", body)
@@ -159,20 +161,22 @@ class RemoteEpisode:
         return str(found["text"])
 
     def _verdict(self, transcript: Sequence[Message]) -> Any:
-        messages = [message.to_openai() for message in transcript]
-        return self._remote.ask("POST", f"/leases/{self.lease}/verdict", {"messages": messages})
+        return self._remote.ask("POST", f"/leases/{self.lease}/verdict", {"messages": _spelled(transcript)})
 
     def reward(self, transcript: Sequence[Message]) -> Reward:
-        """Have the server judge the attempt.
+        """Have the server judge the attempt; its answer is kept for `answer`.
 
         Raises:
             Lost: the server failed; the attempt is masked.
         """
         found = self._verdict(transcript)
+        self._judged = _spelled(transcript), found["answer"]
         return Reward(found["value"], found["valid"], found["reason"])
 
     def answer(self, transcript: Sequence[Message]) -> str | None:
         """Return the final answer in a form that equal answers share."""
+        if self._judged is not None and self._judged[0] == _spelled(transcript):
+            return self._judged[1]
         found: str | None = self._verdict(transcript)["answer"]
         return found
 
@@ -200,6 +204,10 @@ class RemoteUser:
         said = [message.to_openai() for message in messages]
         found: str | None = self._remote.ask("POST", f"/leases/{self._lease}/user", {"messages": said})["reply"]
         return found
+
+
+def _spelled(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [message.to_openai() for message in messages]
 
 
 def _said(answer: httpx.Response) -> str:

@@ -12,6 +12,7 @@ import pytest
 from stackloom.core.chat import Message, ToolCall
 from stackloom.core.errors import ConfigError, FitError
 from stackloom.core.slots.environment import Reward, ToolError
+from stackloom.environments.agent_loop import judge
 from stackloom.plugins.environment.arithmetic.config import ArithmeticConfig
 from stackloom.plugins.environment.domain_graph.config import DomainGraphConfig
 from stackloom.plugins.environment.remote.config import RemoteConfig
@@ -57,6 +58,28 @@ def test_tasks_calls_and_verdicts_are_those_of_the_environment(serve, build):
                 assert episode.answer(said) is not None
                 episode.close()
         assert (leases.held, leases.opened, leases.ended) == (0, 6, 6)
+
+
+def test_reward_and_answer_are_one_judgement_until_the_next_call(serve, monkeypatch):
+    environment = ArithmeticConfig().build()
+    (task,) = environment.tasks("train", 1)
+    judged = []
+    episode_class = type(environment.start(task))
+    asked = episode_class.reward
+    monkeypatch.setattr(episode_class, "reward", lambda self, said: judged.append(said) or asked(self, said))
+    with serve(environment) as (_, url):
+        remote = RemoteConfig(url=url).build()
+        episode = remote.start(remote.tasks("train", 1)[0])
+        said = follow(environment, episode, task)
+        reward, answer = judge(episode, said)
+        assert (reward.value, answer) == (1.0, environment.start(task).answer(said))
+        assert len(judged) == 1
+        assert episode.answer(said[:-1]) is None
+        assert len(judged) == 2
+        follow(environment, episode, task)
+        assert episode.answer(said) == answer
+        assert len(judged) == 3
+        episode.close()
 
 
 def test_what_a_task_keeps_secret_never_leaves(serve):
