@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -317,7 +318,7 @@ class _Runner:
             plugins=tuple(sorted(picks.values())),
             outcome=outcome,
             reason=_line(reason, self.folder.parent),
-            stack=json.loads(json.dumps(data).replace(str(self.folder.parent), "")),
+            stack=json.loads(json.dumps(data).replace(str(self.folder.parent), "").replace(sys.executable, "python")),
             seconds=round(time.perf_counter() - began, 2),
             device=_device(),
             versions={plugin: self.registry.get(plugin).digest for plugin in sorted(picks.values())},
