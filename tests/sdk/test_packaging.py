@@ -89,7 +89,7 @@ def test_the_base_install_asks_for_nothing_heavy() -> None:
         for name in ("torch", "triton", "ray", "transformers")
         if any(line.startswith(name) for line in project["dependencies"])
     } == set()
-    assert set(project["optional-dependencies"]) == {"train", "ray", "serve", "envs", "docs", "dev", "all"}
+    assert set(project["optional-dependencies"]) == {"train", "ray", "serve", "envs", "docs", "browser", "dev", "all"}
 
 
 def test_every_dependency_of_the_tests_is_pinned() -> None:
