@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from stackloom.core.catalogue import PluginRecord
+from stackloom.core.config import ComponentConfig
 from stackloom.core.devices import find_device
 from stackloom.core.errors import ArtifactError, StackloomError
 from stackloom.core.loading import load_config
@@ -94,8 +95,19 @@ class Places:
 
 def stage_slots(kind: str) -> dict[str, tuple[str, bool]]:
     """Slots that a stage takes, by option: (slot, whether it takes a list)."""
-    properties = STAGES[kind].model_json_schema()["properties"]
-    return {name: (spec["slot"], spec.get("type") == "array") for name, spec in properties.items() if "slot" in spec}
+    return {name: (mark.slot, mark.many == "list") for name, mark in STAGES[kind].slotted().items()}
+
+
+def required(config: type[ComponentConfig]) -> list[str]:
+    """Names of the options that have no default."""
+    return [name for name, field in config.model_fields.items() if field.is_required()]
+
+
+def from_baseline(config: type[ComponentConfig]) -> tuple[dict[str, Any], list[str]]:
+    """Required options that a baseline plugin fills, and the names of those that only a user can."""
+    slots = {name: mark.slot for name, mark in config.slotted().items()}
+    given = {name: {"use": BASELINE[slots[name]]} for name in required(config) if slots.get(name) in BASELINE}
+    return given, [name for name in required(config) if name not in given]
 
 
 def find_places(registry: Registry, checkpoint: Path, scratch: Path) -> Places:
@@ -117,23 +129,18 @@ def find_places(registry: Registry, checkpoint: Path, scratch: Path) -> Places:
 
 def _options(record: PluginRecord, checkpoint: Path, folder: Path) -> dict[str, Any]:
     """What the plugin's required options get: the tiny checkpoint, its own sample, or a baseline of the slot."""
-    schema = load_config(record).model_json_schema()
-    required = schema.get("required", ())
-    if "checkpoint" in required:
+    given, needs = from_baseline(load_config(record))
+    if "checkpoint" in needs:
         return {"checkpoint": str(checkpoint)}
-    given: dict[str, Any] = {}
-    if required and (record.folder / "sample.py").is_file():
+    if (given or needs) and (record.folder / "sample.py").is_file():
         folder.mkdir(parents=True)
-        given = importlib.import_module(f"{record.package}.sample").sample(folder)
-        if not _is_plain(given):
-            given = {}
+        sample = importlib.import_module(f"{record.package}.sample").sample(folder)
+        if _is_plain(sample):
+            given |= sample
     if "max_positions" in given:
         given["max_positions"] = POSITIONS
-    for name in required:
-        slot = schema["properties"][name].get("slot")
-        if name not in given and slot not in BASELINE:
-            raise LookupError(f"its option {name!r} has no default, and it brings no sample")
-        given.setdefault(name, {"use": BASELINE[slot]} if slot in BASELINE else None)
+    if lost := [name for name in needs if name not in given]:
+        raise LookupError(f"its option {lost[0]!r} has no default, and it brings no sample")
     return given
 
 
@@ -175,12 +182,12 @@ def compose(
         held = {slot for slot, _ in slots.values()} & picks.keys()
         if not held - taken - {"data"} and kind != fallback:
             continue
-        required = set(stage.model_json_schema().get("required", ()))
+        needed = required(stage)
         given: dict[str, Any] = {
             name: [ref(slot)] if many else ref(slot)
             for name, (slot, many) in slots.items()
             if slot in held
-            or name in required
+            or name in needed
             or (kind == "quantize" and slot == "data")  # to calibrate on
             or (kind == "evaluate" and slot == "environment" and (held != {"data"}))  # what a reasoner attempts
         }
@@ -370,14 +377,7 @@ def summary(rows: Sequence[PairRow]) -> str:
 
 def model_slots(registry: Registry, models: Sequence[str]) -> dict[str, list[str]]:
     """Slots that each model plugin takes, by its id."""
-    return {
-        model: [
-            spec["slot"]
-            for spec in load_config(registry.get(model)).model_json_schema()["properties"].values()
-            if "slot" in spec
-        ]
-        for model in models
-    }
+    return {model: [mark.slot for mark in load_config(registry.get(model)).slotted().values()] for model in models}
 
 
 def _checkpoint(folder: Path) -> Path:

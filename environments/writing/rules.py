@@ -6,16 +6,17 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stackloom.core.errors import PluginError
+from stackloom.core.manifest import dotted, explain
+from stackloom.core.slots.environment import ToolError
 from stackloom.environments.domain import Given, Tells
 from stackloom.environments.entities import Blueprint, Column, Row
 from stackloom.environments.sandbox import MIB, Limits, Sandbox
-from stackloom.environments.values import CLOCK, MAX_TEXT, Kind
+from stackloom.environments.values import MAX_TEXT, Kind, parse
 from stackloom.environments.world import View
 
 LIMITS = Limits(seconds=5, memory=256 * MIB, processes=4, disk=MIB, output=256 * 1024)
@@ -218,28 +219,17 @@ def misfit(kind: Kind, value: Any, *, choices: Sequence[str] = (), low: int = -(
         >>> misfit("money", 12.5), misfit("date", "2026-05-01")
         ('is a whole number, of cents for an amount; got 12.5', '')
     """
-    if kind in ("integer", "money"):
-        if isinstance(value, bool) or not isinstance(value, int):
-            return f"is a whole number, of cents for an amount; got {str(value)[:40]}"
-        return "" if low <= value <= high else f"lies from {low} to {high}; got {value}"
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT:
-        return f"is text of 1 to {MAX_TEXT} characters; got {str(value)[:40]!r}"
-    if choices and value not in choices:
-        return f"is one of {', '.join(choices)}; got {value[:40]!r}"
-    if kind in ("date", "clock"):
-        try:
-            written = (
-                date.fromisoformat(value).isoformat()
-                if kind == "date"
-                else f"{datetime.strptime(value, CLOCK):{CLOCK}}"
-            )
-        except ValueError:
-            written = ""
-        if written != value:
-            return f"is written like {'2026-05-31' if kind == 'date' else '2026-05-31 14:30'}; got {value[:40]!r}"
+    number = kind in ("integer", "money")
+    if number and type(value) is not int:
+        return f"is a whole number, of cents for an amount; got {str(value)[:40]}"
+    written: Kind = "integer" if number else "text" if kind == "choice" and not choices else kind
+    try:
+        parse(written, value, "", choices=choices, low=low, high=high)
+    except ToolError as cause:
+        return str(cause).strip()
     return ""
 
 
 def _first(cause: ValidationError) -> str:
     error = cause.errors()[0]
-    return f"{'.'.join(map(str, error['loc'][:3]))}: {error['msg']}"[:MAX_TEXT]
+    return f"{dotted(error['loc'][:3])}: {explain(error, _Found)}"[:MAX_TEXT]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stackloom.core.errors import ArtifactError, ConfigError
+from stackloom.core.manifest import dotted, explain
 from stackloom.environments.domain import TODAY, Action, Domain, Given, Says, Tells, Wants
 from stackloom.environments.domains.people import person_columns
 from stackloom.environments.entities import Blueprint, Column, Entity, Handle
@@ -78,7 +79,6 @@ class ColumnSheet(_Part):
             unique=self.unique,
             edit=self.edit,
             choices=self.choices,
-            low=0,
             asked=self.asked,
         )
 
@@ -319,8 +319,8 @@ def read_sheet(path: Path) -> DomainSheet:
 
 def mistakes(cause: ValidationError) -> Iterator[str]:
     """Yield what is wrong with a sheet, each with its place."""
-    for error in cause.errors(include_url=False, include_input=False):
-        yield f"{'.'.join(map(str, error['loc'])) or 'the document'}: {error['msg']}"
+    for error in cause.errors():
+        yield f"{dotted(error['loc']) or 'the document'}: {explain(error, DomainSheet)}"
 
 
 @cache

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stackloom.core.catalogue import PluginRecord
 from stackloom.core.devices import device_table
 from stackloom.core.errors import StackloomError
 from stackloom.core.loading import load_config
 from stackloom.core.stages import STAGES
-from stackloom.pairs import BASELINE, compose, model_slots, stage_slots
+from stackloom.pairs import BASELINE, compose, from_baseline, model_slots, required, stage_slots
 from stackloom.registry import Registry
 from stackloom.stack import Stack
 
@@ -47,7 +46,7 @@ def make_grid(registry: Registry, plugins: Sequence[str], checkpoints: Sequence[
         if record.manifest.slot not in places:
             continue
         slots.setdefault(record.manifest.slot, []).append(plugin)
-        options[plugin], needs = _options(record)
+        options[plugin], needs = from_baseline(load_config(record))
         if needs:
             shown = ", ".join(needs)
             blocked[plugin] = f"needs {shown}, which only you know: see stackloom show {plugin} --schema"
@@ -80,7 +79,7 @@ def make_grid(registry: Registry, plugins: Sequence[str], checkpoints: Sequence[
             {
                 "kind": kind,
                 "slots": [[name, slot, many] for name, (slot, many) in stage_slots(kind).items()],
-                "required": stage.model_json_schema().get("required", []),
+                "required": required(stage),
             }
             for kind, stage in STAGES.items()
         ],
@@ -99,19 +98,6 @@ def ask(registry: Registry, data: Mapping[str, Any], device: str) -> tuple[str, 
     memory = sum(stage.cost.memory_bytes > plan.device.memory_bytes for stage in plan.stages)  # the last problems
     problems = plan.problems()[: len(plan.problems()) - memory]
     return (" ".join(str(problems[0]).split())[:400] if problems else ""), int(plan.peak_bytes)
-
-
-def _options(record: PluginRecord) -> tuple[dict[str, Any], list[str]]:
-    """Required options that a baseline plugin fills, and the names of those that only a user can."""
-    schema = load_config(record).model_json_schema()
-    given, needs = {}, []
-    for name in schema.get("required", ()):
-        slot = schema["properties"][name].get("slot")
-        if slot in BASELINE:
-            given[name] = {"use": BASELINE[slot]}
-        else:
-            needs.append(name)
-    return given, needs
 
 
 def _picks(slots: Mapping[str, Sequence[str]], blocked: Mapping[str, str]) -> list[dict[str, str]]:

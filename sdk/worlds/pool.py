@@ -12,6 +12,7 @@ from stackloom.core.chat import Message, ToolCall
 from stackloom.core.errors import ConfigError
 from stackloom.core.slots.environment import Environment, Episode, Reward, Split, Task, ToolError
 from stackloom.environments.agent_loop import judge
+from stackloom.environments.judging import JudgedElsewhere
 from stackloom.worlds import build_environment
 
 CALLS = 64  # of one actor, side by side
@@ -124,7 +125,7 @@ class EnvironmentPool:
             raise HostLost(f"actor {place}: {type(cause.cause).__name__}: {cause.cause}") from None
 
 
-class PoolEpisode:
+class PoolEpisode(JudgedElsewhere):
     """Fulfils `core.slots.environment.Episode`; the attempt ends with the object.
 
     Attributes:
@@ -135,7 +136,6 @@ class PoolEpisode:
     def __init__(self, pool: EnvironmentPool, place: int, name: str, *, has_user: bool) -> None:
         self._pool, self.place, self._name, self._closed = pool, place, name, False
         self.user = self if has_user else None
-        self._judged: tuple[tuple[Message, ...], str | None] | None = None  # the last transcript and its answer
 
     def call(self, call: ToolCall) -> str:
         """Run a tool.
@@ -144,7 +144,7 @@ class PoolEpisode:
             ToolError: what the agent got wrong.
             HostLost: the actor died, hung or failed; the attempt is masked.
         """
-        self._judged = None
+        self.forget()
         erred, text = self._pool.ask(self.place, "call", self._name, call)
         if erred:
             raise ToolError(text)
@@ -155,18 +155,13 @@ class PoolEpisode:
         found: str | None = self._pool.ask(self.place, "reply", self._name, tuple(messages))
         return found
 
-    def reward(self, transcript: Sequence[Message]) -> Reward:
-        """Have the attempt judged where it lives; its answer is kept for `answer`."""
-        reward: Reward
-        reward, answer = self._pool.ask(self.place, "judged", self._name, tuple(transcript))
-        self._judged = tuple(transcript), answer
-        return reward
+    def judged(self, transcript: Sequence[Message]) -> tuple[Reward, str | None]:
+        """Have the attempt judged where it lives.
 
-    def answer(self, transcript: Sequence[Message]) -> str | None:
-        """Return the final answer in a form that equal answers share."""
-        if self._judged is not None and self._judged[0] == tuple(transcript):
-            return self._judged[1]
-        found: str | None = self._pool.ask(self.place, "judged", self._name, tuple(transcript))[1]
+        Raises:
+            HostLost: the actor died, hung or failed; the attempt is masked.
+        """
+        found: tuple[Reward, str | None] = self._pool.ask(self.place, "judged", self._name, tuple(transcript))
         return found
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import httpx
 from stackloom.core.chat import Message, Tool, ToolCall
 from stackloom.core.errors import ConfigError, FitError
 from stackloom.core.slots.environment import Reward, Split, Task, ToolError
+from stackloom.environments.judging import JudgedElsewhere
 from stackloom.plugins.environment.remote.config import RemoteConfig
 
 WHERE = "environment.remote"
@@ -129,7 +130,7 @@ def _beat(remote: weakref.ref[Remote], every: float) -> None:
         del found
 
 
-class RemoteEpisode:
+class RemoteEpisode(JudgedElsewhere):
     """Fulfils `core.slots.environment.Episode`. The lease ends with the object.
 
     Attributes:
@@ -140,7 +141,6 @@ class RemoteEpisode:
 
     def __init__(self, remote: Remote, lease: str, *, has_user: bool) -> None:
         self._remote, self.lease, self.closed = remote, lease, False
-        self._judged: tuple[list[dict[str, Any]], str | None] | None = None  # the last transcript and its answer
         self.user = RemoteUser(remote, lease) if has_user else None
 
     def call(self, call: ToolCall) -> str:
@@ -150,7 +150,7 @@ class RemoteEpisode:
             ToolError: what the agent got wrong.
             Lost: the server or the environment failed; the attempt is masked.
         """
-        self._judged = None
+        self.forget()
         body = {"name": call.name, "arguments": dict(call.arguments), "id": call.id}
         try:
             found = self._remote.ask("POST", f"/leases/{self.lease}/calls", body)
@@ -160,25 +160,15 @@ class RemoteEpisode:
             raise ToolError(found["error"])
         return str(found["text"])
 
-    def _verdict(self, transcript: Sequence[Message]) -> Any:
-        return self._remote.ask("POST", f"/leases/{self.lease}/verdict", {"messages": _spelled(transcript)})
-
-    def reward(self, transcript: Sequence[Message]) -> Reward:
-        """Have the server judge the attempt; its answer is kept for `answer`.
+    def judged(self, transcript: Sequence[Message]) -> tuple[Reward, str | None]:
+        """Have the server judge the attempt.
 
         Raises:
             Lost: the server failed; the attempt is masked.
         """
-        found = self._verdict(transcript)
-        self._judged = _spelled(transcript), found["answer"]
-        return Reward(found["value"], found["valid"], found["reason"])
-
-    def answer(self, transcript: Sequence[Message]) -> str | None:
-        """Return the final answer in a form that equal answers share."""
-        if self._judged is not None and self._judged[0] == _spelled(transcript):
-            return self._judged[1]
-        found: str | None = self._verdict(transcript)["answer"]
-        return found
+        messages = [message.to_openai() for message in transcript]
+        found = self._remote.ask("POST", f"/leases/{self.lease}/verdict", {"messages": messages})
+        return Reward(found["value"], found["valid"], found["reason"]), found["answer"]
 
     def close(self) -> None:
         """Give the lease back."""
@@ -204,10 +194,6 @@ class RemoteUser:
         said = [message.to_openai() for message in messages]
         found: str | None = self._remote.ask("POST", f"/leases/{self._lease}/user", {"messages": said})["reply"]
         return found
-
-
-def _spelled(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [message.to_openai() for message in messages]
 
 
 def _said(answer: httpx.Response) -> str:
